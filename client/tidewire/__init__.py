@@ -1,0 +1,1 @@
+"""Messaging for microservices: events, queries, state, control, heartbeats and checkpoints."""

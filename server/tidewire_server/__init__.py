@@ -1,0 +1,1 @@
+"""The tidewire server: services, engine and operations behind every wire."""
