@@ -1,0 +1,1 @@
+"""Generated from proto/tidewire/v1 by proto/generate.py: never edit."""
