@@ -1,0 +1,1 @@
+"""Engines: where streams, state and checkpoints live."""

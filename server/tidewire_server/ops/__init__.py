@@ -1,0 +1,1 @@
+"""Running the server: configuration, health, metrics, drain, administration."""

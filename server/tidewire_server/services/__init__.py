@@ -1,0 +1,1 @@
+"""The services, written once for every wire."""
