@@ -1,0 +1,60 @@
+"""Deadlines of calls: a heap that forgets calls which ended, without searching for them."""
+
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Final, Generic, Protocol, TypeVar
+
+SPARE_ENTRIES: Final = 64
+FOREVER: Final = float("inf")
+
+
+class Expiring(Protocol):
+    """Something with a deadline that may be over before."""
+
+    over: bool
+
+
+ExpiringT = TypeVar("ExpiringT", bound=Expiring)
+
+
+class Deadlines(Generic[ExpiringT]):
+    """
+    Earliest deadline first.
+
+    Ended calls stay in the heap until they come up or are half of it: 60,000 calls/s with a timeout
+    of 30 s would otherwise keep 1.8 million entries. Adding costs amortised O(log n).
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, ExpiringT]] = []
+        self._order = count()
+        self._compact_at = SPARE_ENTRIES
+
+    def __len__(self) -> int:
+        """Entries, those of ended calls included."""
+        return len(self._heap)
+
+    def add(self, deadline_s: float, call: ExpiringT) -> None:
+        """Remember a deadline, in seconds of the clock that :meth:`expired` is asked with."""
+        heappush(self._heap, (deadline_s, next(self._order), call))
+        if len(self._heap) >= self._compact_at:
+            self._heap = [entry for entry in self._heap if not entry[2].over]
+            heapify(self._heap)
+            self._compact_at = SPARE_ENTRIES + 2 * len(self._heap)
+
+    def next_s(self) -> float:
+        """Return the earliest deadline of a call that is not over; infinity when there is none."""
+        heap = self._heap
+        while heap and heap[0][2].over:
+            heappop(heap)
+        return heap[0][0] if heap else FOREVER
+
+    def expired(self, now_s: float) -> list[ExpiringT]:
+        """Remove and return the calls whose deadline has passed."""
+        due: list[ExpiringT] = []
+        heap = self._heap
+        while heap and heap[0][0] <= now_s:
+            call = heappop(heap)[2]
+            if not call.over:
+                due.append(call)
+        return due

@@ -1,0 +1,71 @@
+"""
+Which frame goes next: lowest priority number first, calls of one priority in turn.
+
+Entries are finished frames, or calls that make their next frame when asked (``emit``), so that a
+10 MiB message is cut while the transport takes it and an urgent frame waits for one fragment.
+"""
+
+from collections import deque
+from typing import Protocol
+
+from tidewire.wire.frame import PRIORITY_LAST
+
+
+class Emitter(Protocol):
+    """A call with something to send."""
+
+    def emit(self, out: list[bytes | memoryview]) -> int:
+        """Append at most one frame to ``out``; return its bytes, 0 when it must wait."""
+
+
+class Scheduler:
+    """Ten queues, and a bit for each that is not empty."""
+
+    __slots__ = ("_queues", "bytes", "ready")
+
+    def __init__(self) -> None:
+        self._queues: tuple[deque[bytes | Emitter], ...] = tuple(
+            deque() for _ in range(PRIORITY_LAST + 1)
+        )
+        self.ready = 0
+        """Bit n is set when queue n is not empty."""
+        self.bytes = 0
+        """Size of the finished frames that wait."""
+
+    def push_frame(self, priority: int, frame: bytes) -> None:
+        """Queue a finished frame."""
+        self._queues[priority].append(frame)
+        self.ready |= 1 << priority
+        self.bytes += len(frame)
+
+    def push_call(self, priority: int, call: Emitter) -> None:
+        """Queue a call for one frame; it queues itself again for the next."""
+        self._queues[priority].append(call)
+        self.ready |= 1 << priority
+
+    def take(self, out: list[bytes | memoryview], bytes_max: int) -> int:
+        """Append frames to ``out`` until ``bytes_max`` is reached or passed; return their bytes."""
+        taken = 0
+        while self.ready and taken < bytes_max:
+            bit = self.ready & -self.ready
+            queue = self._queues[bit.bit_length() - 1]
+            while queue and taken < bytes_max:
+                entry = queue.popleft()
+                if type(entry) is bytes:
+                    out.append(entry)
+                    taken += len(entry)
+                    self.bytes -= len(entry)
+                else:
+                    taken += entry.emit(out)  # type: ignore[union-attr]
+                    if self.ready & (bit - 1):
+                        break  # making a frame let something more urgent in
+            if not queue:
+                self.ready &= ~bit
+        return taken
+
+    def clear(self) -> None:
+        """Drop everything: the connection is over."""
+        for queue in self._queues:
+            queue.clear()
+        self.ready = 0
+        self.bytes = 0
