@@ -359,9 +359,12 @@ class Engine(Protocol):
         ...
 
     async def state_history(
-        self, key: str, *, before_revision: int = 0, changes_max: int
+        self, key: str, *, before_revision: int = 0, changes_max: int, bytes_max: int
     ) -> tuple[Sequence[state_pb2.Change], int, bool]:
-        """Changes of a key newest first, the oldest revision kept, and whether there are more."""
+        """
+        Changes of a key newest first, at least one when there is one; the oldest revision kept,
+        and whether there are more.
+        """
         ...
 
     async def state_changes(
@@ -370,11 +373,13 @@ class Engine(Protocol):
         *,
         after_revision: int,
         changes_max: int,
+        bytes_max: int,
         exact: bool = False,
         with_previous: bool = False,
     ) -> tuple[Sequence[state_pb2.Change], int]:
         """
-        Changes after a revision, whole revisions only, and the revision to go on from.
+        Changes after a revision, whole revisions only (at least one, so the limits may be passed by
+        one revision), and the revision to go on from.
 
         Raises:
             RevisionCompacted: ``after_revision`` is older than the history kept (metadata
