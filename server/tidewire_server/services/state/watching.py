@@ -1,0 +1,174 @@
+"""One watcher: a snapshot, then every change in order, without a gap."""
+
+import asyncio
+from typing import Final
+
+from tidewire import errors
+from tidewire.v1 import state_pb2
+from tidewire_server.core import Context, Core
+from tidewire_server.services.state.checks import check_watch
+from tidewire_server.services.state.feed import Feed, KeyFilter, Tail
+
+RESPONSE_BYTES_TARGET: Final = 1024 * 1024
+"""
+A response of a watch is cut here, so that one watcher never holds more than about this beyond its
+tail.
+"""
+RESPONSE_CHANGES_MAX: Final = 1000
+
+
+class Watcher:
+    """
+    Serves one call of Watch; made for it and gone with it.
+
+    The position is the revision up to which everything was sent, or is not for this watch.
+    """
+
+    def __init__(
+        self, core: Core, feed: Feed, request: state_pb2.WatchRequest, context: Context
+    ) -> None:
+        self._idle_s = check_watch(request)
+        self._core = core
+        self._feed = feed
+        self._request = request
+        self._context = context
+        self._keys = KeyFilter(request.prefix, request.exact)
+        self._wake = asyncio.Event()
+        self._bytes_max = min(core.limits.response_bytes_max, RESPONSE_BYTES_TARGET)
+        self._position = 0
+        self._told = 0
+
+    async def run(self) -> None:
+        """
+        Serve until the caller goes, the server drains, or history is gone under a slow watcher.
+
+        Raises:
+            RevisionCompacted: The position is older than the history kept.
+            RevisionInFuture: ``after_revision`` has not been given yet.
+            SlowConsumer: A response was not taken for ``subscriber_stall_s``.
+        """
+        tail = self._attach()
+        try:
+            await self._send(state_pb2.WatchResponse(opened=self._core.opened()))
+            await self._begin(tail)
+            while not self._core.drain.started.is_set():
+                await self._step(tail)
+            await self._farewell()
+        finally:
+            self._feed.detach(tail)
+
+    def _attach(self) -> Tail:
+        # Changes as they are handed out do not carry the entry before: such a watch reads them from
+        # history, and its tail, which keeps nothing, only says when.
+        keeps = not self._request.with_previous
+        limits = self._core.limits
+        return self._feed.attach(
+            self._keys,
+            self._wake.set,
+            changes_max=limits.subscriber_pending_messages_max if keeps else 0,
+            bytes_max=limits.subscriber_pending_bytes_max if keeps else 0,
+        )
+
+    async def _begin(self, tail: Tail) -> None:
+        request = self._request
+        if request.after_revision:
+            self._position = self._told = request.after_revision
+            if request.after_revision > tail.base:
+                # The tail could not say that this revision is not given yet; history can.
+                await self._read_history()
+        elif request.changes_only:
+            self._position = tail.base
+            await self._bookmark()
+        elif request.exact:
+            await self._send_one_key()
+        else:
+            await self._send_snapshot()
+
+    async def _send_snapshot(self) -> None:
+        revision, last_key, more = 0, "", True
+        while more:
+            entries, revision, more = await self._core.engine.range_state(
+                self._request.prefix,
+                start_after=last_key,
+                revision=revision,
+                entries_max=RESPONSE_CHANGES_MAX,
+                bytes_max=self._bytes_max,
+            )
+            last_key = entries[-1].key if entries else ""
+            await self._send_part(
+                state_pb2.WatchSnapshot(entries=entries, revision=revision, last=not more)
+            )
+
+    async def _send_one_key(self) -> None:
+        got = await self._core.engine.get_state(self._request.prefix)
+        part = state_pb2.WatchSnapshot(revision=got.revision, last=True)
+        if got.HasField("entry"):
+            part.entries.append(got.entry)
+        await self._send_part(part)
+
+    async def _send_part(self, part: state_pb2.WatchSnapshot) -> None:
+        await self._send(state_pb2.WatchResponse(snapshot=part))
+        self._position = self._told = part.revision
+
+    async def _step(self, tail: Tail) -> None:
+        """Send the next changes, or wait for them."""
+        self._wake.clear()
+        if tail.overflowed:
+            self._core.counters.add("state_watch_catch_ups_total")
+            tail.restart(self._feed.revision)
+        if self._position < tail.base:
+            changes, position = await self._read_history()
+        else:
+            changes, position = tail.take(
+                self._position, changes_max=RESPONSE_CHANGES_MAX, bytes_max=self._bytes_max
+            )
+            if not changes:
+                # All there is was taken: what else came since was not for this watch.
+                self._position = max(position, self._feed.revision)
+                await self._wait()
+                return
+        if changes:
+            sent = state_pb2.WatchChanges(changes=changes, revision=position)
+            await self._send(state_pb2.WatchResponse(changes=sent))
+            self._told = position
+        self._position = position
+
+    async def _read_history(self) -> tuple[list[state_pb2.Change], int]:
+        changes, position = await self._core.engine.state_changes(
+            self._request.prefix,
+            after_revision=self._position,
+            changes_max=RESPONSE_CHANGES_MAX,
+            bytes_max=self._bytes_max,
+            exact=self._request.exact,
+            with_previous=self._request.with_previous,
+        )
+        return list(changes), position
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(self._idle_s):
+                await self._wake.wait()
+        except TimeoutError:
+            await self._bookmark()
+
+    async def _bookmark(self) -> None:
+        bookmark = state_pb2.WatchBookmark(revision=self._position)
+        await self._send(state_pb2.WatchResponse(bookmark=bookmark))
+        self._told = self._position
+
+    async def _farewell(self) -> None:
+        if self._position > self._told:
+            await self._bookmark()
+        await self._send(state_pb2.WatchResponse(draining=self._core.drain.message()))
+
+    async def _send(self, response: state_pb2.WatchResponse) -> None:
+        stall_s = self._core.limits.subscriber_stall_s
+        try:
+            async with asyncio.timeout(stall_s):
+                await self._context.write(response)
+        except TimeoutError:
+            self._core.counters.add("state_watch_stalls_total")
+            raise errors.SlowConsumer(
+                f"a response was not taken for {stall_s:g} s; resume after revision {self._told}",
+                metadata={"revision": self._told, "stall_s": f"{stall_s:g}"},
+            ) from None
