@@ -31,7 +31,16 @@ BASE_TAG = "localhost/tidewire-base"
 TAG = "localhost/tidewire"
 USER = "10001:10001"
 # Not the defaults: chroot isolation shares the network of this machine, where they may be in use.
-PORTS = {"grpc": 42051, "tcp": 42401, "admin": 42464}
+GRPC, TLS, PLAIN, ADMIN = (f"127.0.0.1:{port}" for port in (42051, 42401, 42400, 42464))
+SERVER = {
+    "TIDEWIRE_LISTEN__URLS": f"grpcs://{GRPC},tls://{TLS},tcp://{PLAIN}",
+    "TIDEWIRE_ADMIN__ADDRESS": ADMIN,
+}
+CLIENT = {
+    "TIDEWIRE_CA": "/certs/ca.pem",
+    "TIDEWIRE_CERT": "/certs/prover.pem",
+    "TIDEWIRE_KEY": "/certs/prover.key",
+}
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 STEP_TIMEOUT_S = 1200
@@ -164,29 +173,24 @@ def container() -> Iterator[str]:
         buildah("rm", name)
 
 
-def inside(name: str, *words: str) -> list[str]:
-    """Return the command line that runs words in the container as its own user."""
-    options = ("--isolation", "chroot", "--user", USER)
-    return [*storage(), "run", *options, *settings(), name, "--", *words]
-
-
-def settings() -> list[str]:
-    """Return the environment of the server and of the probe: ports that are free here."""
-    values = {
-        "TIDEWIRE_GRPC__PORT": PORTS["grpc"],
-        "TIDEWIRE_TCP__PORT": PORTS["tcp"],
-        "TIDEWIRE_ADMIN__PORT": PORTS["admin"],
-    }
-    return [word for name, value in values.items() for word in ("--env", f"{name}={value}")]
+def inside(name: str, variables: dict[str, str], *words: str) -> list[str]:
+    """Return the command line that runs tidewire in the container as the image's own user."""
+    options = [*storage(), "run", "--isolation", "chroot", "--user", USER]
+    options += [word for key, value in variables.items() for word in ("--env", f"{key}={value}")]
+    return [*options, name, "--", "/opt/tidewire/bin/tidewire", *words]
 
 
 def check_server(name: str) -> None:
-    """The server starts as the image's user, becomes healthy, and stops cleanly on SIGTERM."""
-    argv = inside(name, "/opt/tidewire/bin/tidewire", "serve")
+    """The server starts as the image's user, is healthy on each wire, and stops on SIGTERM."""
+    call(*inside(name, {}, "certs", "init", "/certs", "--host", "localhost", "--client", "prover"))
+    argv = inside(name, SERVER, "serve")
     say(f"$ {shlex.join(argv)} &")
     server = subprocess.Popen(argv, start_new_session=True)
     try:
         wait_healthy(name, server)
+        for url in (f"grpcs://{GRPC}", f"tls://{TLS}"):
+            local = url.replace("127.0.0.1", "localhost")
+            say(f"{url}: {call(*inside(name, {**CLIENT, 'TIDEWIRE_URL': local}, 'health'))}")
     finally:
         terminate(server)
     if server.returncode != 0:
@@ -195,7 +199,7 @@ def check_server(name: str) -> None:
 
 def wait_healthy(name: str, server: subprocess.Popen[bytes]) -> None:
     """Ask the image's own health command until it says yes."""
-    probe = inside(name, "/opt/tidewire/bin/tidewire", "health")
+    probe = inside(name, {"TIDEWIRE_URL": f"tcp://{PLAIN}"}, "health")
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         if server.poll() is not None:
@@ -241,7 +245,7 @@ def prove(base: str | None) -> None:
     check_configuration()
     with container() as name:
         check_files(Path(buildah("mount", name)))
-        say(f"runs: {call(*inside(name, '/opt/tidewire/bin/tidewire', '--version'))}")
+        say(f"runs: {call(*inside(name, {}, '--version'))}")
         check_server(name)
     archive = STATE / "tidewire.tar"
     archive.unlink(missing_ok=True)
