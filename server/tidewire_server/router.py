@@ -174,6 +174,9 @@ class Router(grpc.GenericRpcHandler):
             except grpc.aio.AbortError:
                 code = _code_of(context)
                 raise
+            except NotImplementedError:  # of the generated base class: registered, not written
+                code = grpc.StatusCode.UNIMPLEMENTED.value[0]
+                await abort(context, _unknown_method(method))
             except Exception as error:  # noqa: BLE001 (the last line of defence: logged, answered)
                 code = grpc.StatusCode.INTERNAL.value[0]
                 await abort(context, _mistake(method, error))
@@ -242,15 +245,16 @@ def _holding(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 def _not_found(method: str) -> Callable[[Any, Context], Awaitable[None]]:
     async def answer(_request: Any, context: Context) -> None:
-        await abort(
-            context,
-            errors.MethodNotFound(
-                f"this server has no method {method[:256]!r}; check its package and service, and"
-                " the server's version"
-            ),
-        )
+        await abort(context, _unknown_method(method))
 
     return answer
+
+
+def _unknown_method(method: str) -> errors.MethodNotFound:
+    return errors.MethodNotFound(
+        f"this server has no method {method[:256]!r}; check its package and service, and the"
+        " server's version"
+    )
 
 
 def _draining() -> errors.Draining:
