@@ -146,11 +146,12 @@ class SubjectIndex(Generic[Value]):
         return found
 
     def _search(self, subject: str) -> tuple[Value, ...]:
-        values = list(self._exact.get(subject, ()))
+        # By identity: a value need not be hashable, and comparing each with each is quadratic.
+        values = {id(value): value for value in self._exact.get(subject, ())}
         for pattern, wild in self._wild.items():
             if matches(pattern, subject):
-                values.extend(value for value in wild if value not in values)
-        return tuple(values)
+                values.update((id(value), value) for value in wild)
+        return tuple(values.values())
 
     def _table(self, pattern: str) -> dict[str, list[Value]]:
         return self._wild if "*" in pattern or ">" in pattern else self._exact
