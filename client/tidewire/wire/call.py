@@ -1,7 +1,8 @@
 """
 One call on a connection: what it may send, what it has received, how it ends.
 
-Shells subclass :class:`Call` and override the ``on_`` methods. These run inside the connection's methods,
+Shells subclass :class:`Call` and override the ``on_`` methods. These run inside the connection's
+methods,
 must not raise, and may call the methods of the call again.
 """
 
@@ -32,7 +33,8 @@ class Call:
     """
     State of one call at one side.
 
-    Attributes are class-level defaults on purpose: a unary call sets only the few it needs, and making
+    Attributes are class-level defaults on purpose: a unary call sets only the few it needs, and
+    making
     one is on the hot path.
     """
 
@@ -121,10 +123,11 @@ class Call:
                 HEADER.pack(LENGTH_LEAST + size, MESSAGE, flags, 0, self.call_id) + body,
             )
             return True
-        if size > connection.peer.message_bytes_max:
+        limit = connection.peer_limits.message_bytes_max
+        if size > limit:
             raise MessageTooLarge(
-                f"the message has {size} bytes; the peer takes {connection.peer.message_bytes_max}",
-                metadata={"size_bytes": size, "limit_bytes": connection.peer.message_bytes_max},
+                f"the message has {size} bytes; the peer takes {limit}",
+                metadata={"size_bytes": size, "limit_bytes": limit},
             )
         self._put(MESSAGE, flags, body)
         return False
@@ -170,7 +173,9 @@ class Call:
             self.connection.push_call(self)
 
     def emit(self, out: list[bytes | memoryview]) -> int:
-        """Append the next frame to ``out``; return its bytes, 0 when credit or the end forbids it."""
+        """
+        Append the next frame to ``out``; return its bytes, 0 when credit or the end forbids it.
+        """
         self._scheduled = False
         if self.over:
             return 0

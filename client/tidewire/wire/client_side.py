@@ -57,7 +57,8 @@ class ClientConnection(Connection):
     """
     Opens calls.
 
-    A call gets its number when its OPEN goes out, not before: priorities may reorder calls that wait, and
+    A call gets its number when its OPEN goes out, not before: priorities may reorder calls that
+    wait, and
     numbers must increase on the wire.
     """
 
@@ -96,7 +97,7 @@ class ClientConnection(Connection):
             call.open_flags = WITH_MESSAGE | END if last else WITH_MESSAGE
         else:
             call.send_message(message, END if last else 0)
-        if OPEN_PREFIX_BYTES + len(call.head) > self.peer.frame_bytes_max - LENGTH_LEAST:
+        if OPEN_PREFIX_BYTES + len(call.head) > self.peer_limits.frame_bytes_max - LENGTH_LEAST:
             raise ResourceExhausted(f"the metadata makes a call head of {len(call.head)} bytes")
         if call.deadline_s is not None:
             self.watch_deadline(call, call.deadline_s)
@@ -106,7 +107,7 @@ class ClientConnection(Connection):
     def emit_open(self, call: Call, out: list[bytes | memoryview]) -> int:
         """Append the OPEN of a call; return its bytes, 0 when it has to wait."""
         assert isinstance(call, ClientCall)
-        if len(self.calls) >= self.peer.calls_max:
+        if len(self.calls) >= self.peer_limits.calls_max:
             self.waiting[call] = None
             return 0
         first = call.first
@@ -119,7 +120,7 @@ class ClientConnection(Connection):
             self.sent += HEADER_BYTES + message_bytes
         call_id = self.last_call_id = self.last_call_id + 1
         call.call_id = call_id
-        call.credit = self.peer.call_credit_bytes
+        call.credit = self.peer_limits.call_credit_bytes
         call.granted = self.limits.call_credit_bytes
         self.calls[call_id] = call
         self.unsent.pop(call, None)
@@ -163,8 +164,10 @@ class ClientConnection(Connection):
             waiting.schedule()
 
     def expire(self, call: Call) -> None:
-        """End a call whose deadline has passed."""
+        """End a call whose deadline has passed, unless it has moved to another connection."""
         assert isinstance(call, ClientCall)
+        if self.calls.get(call.call_id) is not call and call not in self.unsent:
+            return
         self.cancel(call, Ending.of(DeadlineExceeded("the deadline of the call has passed")))
 
     def refuse(self, call: Call, error: TidewireError) -> None:
@@ -184,10 +187,14 @@ class ClientConnection(Connection):
         self._close(error)
 
     def take_unsent(self) -> list[ClientCall]:
-        """Remove and return the calls whose OPEN has not gone out: another connection may take them."""
+        """
+        Remove and return the calls whose OPEN has not gone out: another connection may take them.
+        """
         unsent = list(self.unsent)
         self.unsent.clear()
         self.waiting.clear()
+        for call in unsent:
+            self.blocked.pop(call, None)
         return unsent
 
     def _close(self, error: TidewireError) -> None:

@@ -1,7 +1,8 @@
 """
 A connection of a raw wire, without I/O: what both sides share.
 
-Bytes and the time go in by :meth:`Connection.receive_data` and :meth:`Connection.handle_timeout`; bytes
+Bytes and the time go in by :meth:`Connection.receive_data` and :meth:`Connection.handle_timeout`;
+bytes
 to send come out of :meth:`Connection.data_to_send`; news go to methods that shells override (here
 and in :class:`~tidewire.wire.call.Call`). The rules are those of ``proto/WIRE.md``.
 """
@@ -62,7 +63,8 @@ class Connection:
     """
     One side of a connection.
 
-    Not for two tasks at once. After :attr:`closed` is set, what :meth:`data_to_send` returns is the last to
+    Not for two tasks at once. After :attr:`closed` is set, what :meth:`data_to_send` returns is
+    the last to
     send; then the shell closes the stream.
     """
 
@@ -72,7 +74,7 @@ class Connection:
         self.hello = hello
         self.limits = limits
         self.peer_hello: Hello | None = None
-        self.peer = PeerLimits()
+        self.peer_limits = PeerLimits()
         self.fragment_bytes = limits.fragment_bytes
         self.calls: dict[int, Call] = {}
         self.last_call_id = 0
@@ -96,7 +98,9 @@ class Connection:
         self.incomplete_bytes = 0
 
         self.wake: Callable[[], None] = _nothing
-        """Called once when there is something to send again; the shell then calls ``data_to_send``."""
+        """
+        Called once when there is something to send again; the shell then calls ``data_to_send``.
+        """
         self.wake_due = False
         self.wake_s = now_s + limits.hello_timeout_s
         """When ``handle_timeout`` must run, at the latest. It only ever comes nearer by itself."""
@@ -269,7 +273,9 @@ class Connection:
         self.push_control(encode_frame(CREDIT, CREDIT_BODY.pack(total), call_id=call_id))
 
     def grow(self) -> None:
-        """Give the peer credit of the connection for what has arrived, unless too much is unread."""
+        """
+        Give the peer credit of the connection for what has arrived, unless too much is unread.
+        """
         limits = self.limits
         window = limits.connection_credit_bytes
         if (
@@ -393,7 +399,7 @@ class Connection:
     def greet(self, peer: Hello) -> None:
         """Take the peer's HELLO as valid and go on to calls."""
         self.peer_hello = peer
-        self.peer = peer.limits
+        self.peer_limits = peer.limits
         self.fragment_bytes = min(
             self.limits.fragment_bytes, peer.limits.frame_bytes_max - LENGTH_LEAST
         )

@@ -1,7 +1,8 @@
 """
 Frames of a raw wire: ``proto/WIRE.md`` section 1, without I/O.
 
-A frame is a plain tuple ``(type, flags, priority, call_id, body)`` and not an object with a class of
+A frame is a plain tuple ``(type, flags, priority, call_id, body)`` and not an object with a class
+of
 its own: at 60,000 calls/s each object made per frame costs more than everything else done here.
 """
 
@@ -94,7 +95,8 @@ def judge_header(length: int, kind: int, flags: int, priority: int, call_id: int
     Raise if a header is illegal by itself, whatever the state of the connection.
 
     Raises:
-        ProtocolViolation: Type or flags are unknown, a reserved field is set, or the call id does not
+        ProtocolViolation: Type or flags are unknown, a reserved field is set, or the call id does
+            not
             suit the type.
     """
     if not HELLO <= kind <= GOAWAY:

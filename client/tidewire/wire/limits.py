@@ -77,7 +77,7 @@ class WireLimits:
         """Refuse limits no peer could work with."""
         if self.frame_bytes_max < FRAME_BYTES_LEAST:
             raise ValueError(
-                f"frame_bytes_max is {self.frame_bytes_max}; it must be at least {FRAME_BYTES_LEAST}"
+                f"frame_bytes_max is {self.frame_bytes_max}; the least is {FRAME_BYTES_LEAST}"
             )
         for name in ("message_bytes_max", "call_credit_bytes", "connection_credit_bytes"):
             if not 1 <= getattr(self, name) < 1 << 32:

@@ -1,4 +1,6 @@
-"""The server's side of a connection: it judges OPEN, answers HELLO and ends what the client cancels."""
+"""
+The server's side of a connection: it judges OPEN, answers HELLO and ends what the client cancels.
+"""
 
 from typing import ClassVar
 
@@ -127,7 +129,7 @@ class ServerConnection(Connection):
         call.connection = self
         call.call_id = call_id
         call.priority = priority
-        call.credit = self.peer.call_credit_bytes
+        call.credit = self.peer_limits.call_credit_bytes
         call.granted = limits.call_credit_bytes
         self.calls[call_id] = call
         if timeout_us:

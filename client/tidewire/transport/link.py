@@ -1,0 +1,320 @@
+"""A server's connection with its shell: finds the handler of each call and runs it."""
+
+import asyncio
+import inspect
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+import grpc.aio
+
+from tidewire.errors import Cancelled, Internal, InvalidArgument, MethodNotFound, TidewireError
+from tidewire.transport.context import Aborted, ServerCall, SyncContext
+from tidewire.transport.peer import Peer
+from tidewire.transport.stream import WireProtocol
+from tidewire.wire.bodies import ENDING_OK, Ending, Head, Hello, Metadata
+from tidewire.wire.call import Call
+from tidewire.wire.server_side import ServerConnection
+
+if TYPE_CHECKING:
+    from tidewire.transport.server import RawServer
+
+HANDLERS_CACHED_MAX = 1_024
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class HandlerCallDetails(NamedTuple):
+    """What a generic handler is asked with."""
+
+    method: str
+    invocation_metadata: Any
+
+
+grpc.HandlerCallDetails.register(HandlerCallDetails)
+
+
+class ServerLink(ServerConnection):
+    """One connection of a raw server."""
+
+    def __init__(
+        self,
+        server: "RawServer",
+        protocol: "WireProtocol[ServerLink]",
+        now_s: float,
+        *,
+        identifier: int,
+        url: str,
+    ) -> None:
+        options = server.options
+        hello = Hello(agent=server.agent, codecs=server.codecs, node_id=options.node_id)
+        super().__init__(hello, options.limits, now_s, server.heads)
+        self.server = server
+        self.protocol = protocol
+        self.identifier = identifier
+        self.url = url
+        self.loop = server.loop
+        self.peer = Peer(protocol.transport)
+        self.prefix: Metadata = ()
+        """Metadata every call of the connection begins with: agent and token of HELLO."""
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    # News -------------------------------------------------------------------------------------
+
+    def on_ready(self) -> None:
+        """Turn what HELLO says into metadata, as a gRPC client would send it with each call."""
+        assert self.peer_hello is not None
+        prefix: list[tuple[str, str | bytes]] = []
+        agent, token = self.peer_hello.agent, self.peer_hello.token
+        if agent and agent.isascii() and agent.isprintable():
+            prefix.append(("user-agent", agent))
+        if token and self.peer.encrypted and token.isascii() and token.isprintable():
+            prefix.append(("authorization", f"Bearer {token}"))
+        self.prefix = tuple(prefix)
+        self.server.greeted(self)
+
+    def on_closed(self, error: TidewireError) -> None:
+        """Leave the server's list."""
+        self.server.left(self)
+
+    def on_refused(self, error: TidewireError) -> None:
+        """Count a call that was refused before it began."""
+        self.server.counters.calls_ended[error.code] += 1
+
+    def on_call(self, head: Head) -> Call:
+        """Make the context of a call."""
+        return ServerCall(self, head)
+
+    def ended(self, ending: Ending) -> None:
+        """Count the end of a call."""
+        counters = self.server.counters
+        counters.calls_active -= 1
+        counters.calls_ended[ending.code] += 1
+
+    def forget(self, call: Call) -> None:
+        """Take a call out; the last one of a draining connection ends it."""
+        super().forget(call)
+        if self.draining and not self.calls:
+            self.protocol.finish()
+
+    def drain(self, grace_s: float) -> None:
+        """Announce the end; close when the last call is done."""
+        super().drain(grace_s)
+        if not self.calls:
+            self.protocol.finish()
+
+    # Calls ------------------------------------------------------------------------------------
+
+    def on_call_opened(self, call: Call, message: bytes | None, last: bool) -> None:
+        """Find the handler and start it, or wait for the rest of a unary request."""
+        assert isinstance(call, ServerCall)
+        server = self.server
+        server.counters.calls_active += 1
+        if server.interceptors:
+            call.task = self._spawn(self._intercept(call, message, last))
+            return
+        handler = server.find(HandlerCallDetails(call.head.method, call.invocation_metadata()))
+        self._begin(call, handler, message, last)
+
+    async def _intercept(self, call: ServerCall, message: bytes | None, last: bool) -> None:
+        """Ask the interceptors for the handler first."""
+        if message is not None:
+            self._keep(call, message, last)
+        details = HandlerCallDetails(call.head.method, call.invocation_metadata())
+        try:
+            handler = await _run_interceptors(self.server.interceptors, self.server.find, details)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever the interceptor raised ends its call)
+            self._fail(call, error)
+            return
+        if handler is None:
+            self._unknown(call)
+            return
+        call.handler = handler
+        await self._serve(call, None)
+
+    def _keep(self, call: ServerCall, message: bytes, last: bool) -> None:
+        # OPEN's message has cost the call no credit, so its mark adds nothing.
+        call.on_message(message, call.consumed, last)
+
+    def _begin(self, call: ServerCall, handler: Any, message: bytes | None, last: bool) -> None:
+        if handler is None:
+            self._unknown(call)
+            return
+        call.handler = handler
+        if message is not None and last and not handler.request_streaming:
+            self._run(call, message)
+            return
+        if message is not None:
+            self._keep(call, message, last)
+        self._run(call, None)
+
+    def _run(self, call: ServerCall, request: bytes | None) -> None:
+        """Start the handler of a call in a task of its own."""
+        call.task = self._spawn(self._serve(call, request))
+
+    def _spawn(self, running: Any) -> "asyncio.Task[None]":
+        task = self.loop.create_task(running)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def _serve(self, call: ServerCall, request: bytes | None) -> None:
+        handler = call.handler
+        try:
+            argument = None
+            if not handler.request_streaming:
+                if request is None:
+                    request = await call.read_raw()
+                if request is None:
+                    raise InvalidArgument("the call needs one request and has none")
+                argument = call.decode(request)
+            if handler.response_streaming:
+                await self._stream(call, argument)
+                self._finish(call)
+            else:
+                await self._unary(call, argument)
+        except asyncio.CancelledError:
+            self._cancelled(call)
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a handler raises ends its call)
+            self._fail(call, error)
+
+    async def _unary(self, call: ServerCall, request: Any) -> None:
+        handler = call.handler
+        streaming = handler.request_streaming
+        function = handler.stream_unary if streaming else handler.unary_unary
+        if _is_async(function):
+            response = await function(call.requests() if streaming else request, call)
+        else:
+            response = await self._in_thread(function, call, request, streaming)
+        if call.over:
+            return
+        if call.aborted:
+            self._finish(call)
+            return
+        serialize = handler.response_serializer
+        if call.has_result:
+            if response is not None:
+                call.send_message(response if serialize is None else serialize(response))
+            self._finish(call)
+            return
+        call.reply(response if serialize is None else serialize(response))
+        call.conclude(ENDING_OK)
+
+    async def _stream(self, call: ServerCall, request: Any) -> None:
+        handler = call.handler
+        streaming = handler.request_streaming
+        function = handler.stream_stream if streaming else handler.unary_stream
+        argument = call.requests() if streaming else request
+        if not _is_async(function):
+            responses = await self._in_thread(function, call, request, streaming)
+            await self._send_from_thread(call, responses)
+            return
+        outcome = function(argument, call)
+        if not hasattr(outcome, "__aiter__"):
+            await outcome
+            return
+        try:
+            async for response in outcome:
+                await call.write(response)
+        finally:
+            if hasattr(outcome, "aclose"):
+                await outcome.aclose()
+
+    async def _in_thread(
+        self, function: Any, call: ServerCall, request: Any, streaming: bool
+    ) -> Any:
+        argument = _requests_in_thread(call) if streaming else request
+        pool = self.server.pool()
+        return await self.loop.run_in_executor(pool, function, argument, SyncContext(call))
+
+    async def _send_from_thread(self, call: ServerCall, responses: Iterator[Any]) -> None:
+        pool = self.server.pool()
+        end = object()
+        while (response := await self.loop.run_in_executor(pool, next, responses, end)) is not end:
+            await call.write(response)
+
+    # Ends of handlers -------------------------------------------------------------------------
+
+    def _finish(self, call: ServerCall) -> None:
+        ending = call.result()
+        if not call.over:
+            call.finish(ending)
+            call.conclude(ending)
+
+    def _unknown(self, call: ServerCall) -> None:
+        self._fail(call, MethodNotFound(f"there is no method {call.head.method}"))
+
+    def _cancelled(self, call: ServerCall) -> None:
+        """A handler ended by cancellation: by us when the call is over, else by itself."""
+        if call.over:
+            return
+        ending = Ending.of(Cancelled("the handler was cancelled"))
+        self.end(call, ending)
+        call.conclude(ending)
+
+    def _fail(self, call: ServerCall, error: Exception) -> None:
+        if isinstance(error, Aborted) or call.aborted:
+            self._finish(call)
+            return
+        if call.over:
+            _LOGGER.debug("handler of %s failed after its call ended: %r", call.head.method, error)
+            return
+        if isinstance(error, TidewireError):
+            ending = Ending.of(error)
+        else:
+            ending = self._conceal(call, error)
+        call.finish(ending)
+        call.conclude(ending)
+
+    def _conceal(self, call: ServerCall, error: Exception) -> Ending:
+        """Log what went wrong under an id, and tell the caller only the id."""
+        identifier = secrets.token_hex(8)
+        _LOGGER.error("handler of %s failed (%s)", call.head.method, identifier, exc_info=error)
+        concealed = Internal(f"internal error {identifier}", metadata={"error_id": identifier})
+        ending = Ending.of(concealed)
+        return Ending(grpc.StatusCode.UNKNOWN.value[0], ending.message, ending.details)
+
+
+async def _run_interceptors(
+    interceptors: tuple[grpc.aio.ServerInterceptor, ...],
+    find: Callable[[Any], Any],
+    details: HandlerCallDetails,
+) -> Any:
+    if not interceptors:
+        return find(details)
+
+    async def proceed(next_details: Any) -> Any:
+        return await _run_interceptors(interceptors[1:], find, next_details)
+
+    first: Any = interceptors[0]
+    return await first.intercept_service(proceed, details)
+
+
+@lru_cache(maxsize=HANDLERS_CACHED_MAX)
+def _is_async(function: Any) -> bool:
+    """
+    Whether a handler is a coroutine function or an async generator function, or an object with
+    one.
+    """
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    return (
+        inspect.iscoroutinefunction(function)
+        or inspect.isasyncgenfunction(function)
+        or inspect.iscoroutinefunction(called)
+        or inspect.isasyncgenfunction(called)
+    )
+
+
+def _requests_in_thread(call: ServerCall) -> Iterator[Any]:
+    """Iterate over requests from a handler's thread."""
+    while True:
+        request = asyncio.run_coroutine_threadsafe(call.read(), call.link.loop).result()
+        if request is grpc.aio.EOF:
+            return
+        yield request

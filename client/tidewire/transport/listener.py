@@ -1,0 +1,163 @@
+"""
+Accepts connections of one address: bounded handshakes, and the TLS context of the moment for
+each.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from tidewire.errors import InvalidArgument
+from tidewire.transport.counters import WireCounters
+from tidewire.transport.options import BACKLOG, HANDSHAKES_MAX, TransportOptions
+from tidewire.transport.sockets import adopt
+from tidewire.transport.stream import WireProtocol
+from tidewire.transport.tls import ServerTls
+
+ACCEPTS_PER_TURN: Final = 64
+ACCEPT_PAUSE_S: Final = 0.1
+"""Wait after running out of descriptors: the kernel keeps the connections meanwhile."""
+_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Listener:
+    """
+    A listening socket and its accept loop.
+
+    Handshakes in flight are counted: beyond ``HANDSHAKES_MAX`` it stops accepting, so that more
+    connections wait in the
+    kernel and cost nothing.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        factory: Callable[[], WireProtocol[Any]],
+        *,
+        options: TransportOptions,
+        counters: WireCounters,
+        tls: ServerTls | None = None,
+    ) -> None:
+        self.sock = sock
+        self.tls = tls
+        self._factory = factory
+        self._options = options
+        self._counters = counters
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._adopting: set[asyncio.Task[None]] = set()
+        self._accepting = False
+        self._closed = False
+        self._pause: asyncio.TimerHandle | None = None
+
+    @property
+    def port(self) -> int:
+        """Port the socket is bound to."""
+        port: int = self.sock.getsockname()[1]
+        return port
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._loop = asyncio.get_running_loop()
+        self._resume()
+
+    def close(self) -> None:
+        """Stop accepting and give up handshakes in flight."""
+        self._closed = True
+        self._suspend()
+        if self._pause is not None:
+            self._pause.cancel()
+        self.sock.close()
+        for task in self._adopting:
+            task.cancel()
+
+    def _resume(self) -> None:
+        if not self._accepting and not self._closed and self._loop is not None:
+            self._accepting = True
+            self._loop.add_reader(self.sock, self._accept)
+
+    def _suspend(self) -> None:
+        if self._accepting and self._loop is not None:
+            self._accepting = False
+            self._loop.remove_reader(self.sock)
+
+    def _accept(self) -> None:
+        assert self._loop is not None
+        for _ in range(ACCEPTS_PER_TURN):
+            if len(self._adopting) >= HANDSHAKES_MAX:
+                self._suspend()
+                return
+            try:
+                accepted, _ = self.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _SCARCE:
+                    raise
+                _LOGGER.error("cannot accept for the moment: %s", error)
+                self._suspend()
+                self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
+                return
+            if self._counters.connections_active + len(self._adopting) >= (
+                self._options.connections_max
+            ):
+                self._counters.connections_refused += 1
+                accepted.close()
+                continue
+            accepted.setblocking(False)
+            task = self._loop.create_task(self._adopt(accepted))
+            self._adopting.add(task)
+            task.add_done_callback(self._adopted)
+
+    def _adopted(self, task: "asyncio.Task[None]") -> None:
+        self._adopting.discard(task)
+        self._resume()
+
+    async def _adopt(self, accepted: socket.socket) -> None:
+        context = None
+        if self.tls is not None:
+            self.tls.refresh()
+            context = self.tls.context
+        try:
+            async with asyncio.timeout(self._options.handshake_timeout_s):
+                await adopt(self._factory, accepted, options=self._options, context=context)
+        except (OSError, ssl.SSLError, TimeoutError) as error:
+            self._counters.connections_refused += 1
+            self._counters.errors[type(error).__name__] += 1
+            _LOGGER.debug("connection not taken: %r", error)
+            accepted.close()
+        except asyncio.CancelledError:
+            accepted.close()
+            raise
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """
+    Return a listening socket on one address; port 0 picks one.
+
+    Raises:
+        InvalidArgument: The address cannot be resolved or bound.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error
+    return sock

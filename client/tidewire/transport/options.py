@@ -1,0 +1,61 @@
+"""
+Options of transports: sockets, waits, reconnection. Each is proved by its effect in the tests.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from tidewire.wire.limits import KIB, WireLimits
+
+BACKLOG: Final = 1_024
+"""Connections the kernel holds until we accept them."""
+HANDSHAKES_MAX: Final = 256
+"""Connections in their TLS handshake at one listener; more wait in the kernel."""
+WRITE_HIGH_BYTES: Final = 64 * KIB
+WRITE_LOW_BYTES: Final = 16 * KIB
+TURN_BYTES: Final = 128 * KIB
+"""What one turn of the writer takes from the scheduler."""
+CLOSE_TIMEOUT_S: Final = 3.0
+"""How long a connection that ends may take to hand over its last bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportOptions:
+    """
+    How connections are made and kept. Times are seconds, sizes bytes.
+
+    The defaults are those of the design: keepalive 30 s, little unsent in the kernel so that urgent
+    frames do not wait behind a long message.
+    """
+
+    limits: WireLimits = field(default_factory=WireLimits)
+    connect_timeout_s: float = 10.0
+    """Time for name, connection, TLS and HELLO together, at a client."""
+    handshake_timeout_s: float = 3.0
+    """Time for the TLS handshake at a server."""
+    backoff_first_s: float = 0.2
+    """Wait after the first failed connection; it doubles."""
+    backoff_last_s: float = 5.0
+    """Longest wait between connections."""
+    backoff_jitter: float = 0.2
+    """Each wait is longer or shorter by up to this part of itself."""
+    tcp_keepalive_s: int = 30
+    """Idle time before TCP probes the peer; 0 turns it off."""
+    unsent_bytes: int = 128 * KIB
+    """TCP_NOTSENT_LOWAT: what may lie unsent in the kernel; 0 leaves it to the kernel."""
+    send_buffer_bytes: int = 0
+    """SO_SNDBUF; 0 leaves it to the kernel."""
+    receive_buffer_bytes: int = 0
+    """SO_RCVBUF; 0 leaves it to the kernel."""
+    pending_calls_max: int = 65_536
+    """Calls of a client that wait for a connection."""
+    connections_max: int = 10_000
+    """Connections of a server; more are closed at once and counted."""
+    sync_workers: int = 8
+    """Threads that run handlers which are not coroutines."""
+    agent: str = ""
+    """Software and version told to the peer; empty means this library's."""
+    node_id: str = ""
+    """Identifier told to the peer."""
+    token: str = field(default="", repr=False)
+    """Bearer token of a client; sent on encrypted wires only."""

@@ -1,0 +1,135 @@
+"""
+Which scheme is carried by what: ``tcp``, ``tls``, ``grpc``, ``grpcs``, and what others add.
+
+A third party adds a scheme by an entry point of the group ``tidewire.transports`` whose name is
+the scheme and whose object
+is a :class:`Transport`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Final, Protocol
+
+import grpc.aio
+
+from tidewire.errors import InvalidArgument
+from tidewire.transport.options import TransportOptions
+from tidewire.transport.tls import TlsConfig
+from tidewire.transport.url import WireUrl, parse_url
+
+ENTRY_POINTS: Final = "tidewire.transports"
+
+
+class Transport(Protocol):
+    """Makes channels of one scheme."""
+
+    def __call__(
+        self,
+        url: WireUrl,
+        *,
+        tls: TlsConfig | None,
+        options: TransportOptions,
+        interceptors: Sequence[grpc.aio.ClientInterceptor],
+        codecs: Sequence[int],
+    ) -> grpc.aio.Channel:
+        """Return a channel that connects when it is first used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A scheme that is known and cannot be used here."""
+
+    scheme: str
+    reason: str
+
+
+_TRANSPORTS: dict[str, Transport] = {}
+_MISSING: dict[str, Missing] = {}
+_loaded = False
+
+
+def register(scheme: str, transport: Transport) -> None:
+    """Let ``scheme`` be carried by ``transport``; raise ``ValueError`` when it is taken."""
+    if scheme in _TRANSPORTS:
+        raise ValueError(f"the scheme {scheme} is registered already")
+    _TRANSPORTS[scheme] = transport
+    _MISSING.pop(scheme, None)
+
+
+def register_missing(scheme: str, reason: str) -> None:
+    """Say why a scheme cannot be used, and which extra to install."""
+    if scheme not in _TRANSPORTS:
+        _MISSING[scheme] = Missing(scheme, reason)
+
+
+def _load() -> None:
+    global _loaded  # noqa: PLW0603 (entry points are read once)
+    if _loaded:
+        return
+    _loaded = True
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in _TRANSPORTS:
+            continue
+        try:
+            register(point.name, point.load())
+        except (ImportError, AttributeError) as error:
+            register_missing(point.name, f"{point.value} cannot be loaded: {error}")
+
+
+def transports() -> Mapping[str, Transport]:
+    """Return what can be used, by scheme."""
+    _load()
+    return dict(_TRANSPORTS)
+
+
+def missing() -> tuple[Missing, ...]:
+    """Return what is known and cannot be used here, with reasons."""
+    _load()
+    return tuple(_MISSING.values())
+
+
+def channel(
+    url: str,
+    *,
+    tls: TlsConfig | None = None,
+    options: TransportOptions | None = None,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    codecs: Sequence[int] = (),
+) -> Any:
+    """
+    Return a ``grpc.aio.Channel`` for a URL such as ``tcp://localhost:7401``; every generated stub
+    works on it.
+
+    Args:
+        url: Scheme, host and port; on ``tls`` and ``grpcs`` also ``?ca=&cert=&key=&server_name=``.
+        tls: The same as an object; it wins over the URL as a whole.
+        options: Limits, waits and sockets.
+        interceptors: Interceptors of ``grpc.aio``, of any shape.
+        codecs: Numbers of the codecs this client can decompress, for HELLO.
+
+    Returns:
+        A channel that connects when it is first used. Close it.
+
+    Raises:
+        InvalidArgument: The URL cannot be used; the message lists what can.
+    """
+    parsed = parse_url(url)
+    transport = transports().get(parsed.scheme)
+    if transport is None:
+        raise InvalidArgument(_unknown(parsed.scheme))
+    return transport(
+        parsed,
+        tls=tls or parsed.tls,
+        options=options or TransportOptions(),
+        interceptors=interceptors,
+        codecs=codecs,
+    )
+
+
+def _unknown(scheme: str) -> str:
+    known = ", ".join(f"{name}://" for name in sorted(_TRANSPORTS))
+    text = f"{scheme}:// is no wire here; there are {known}"
+    for absent in _MISSING.values():
+        text += f"; {absent.scheme}:// is missing: {absent.reason}"
+    return text

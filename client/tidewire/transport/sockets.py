@@ -1,0 +1,114 @@
+"""
+Byte streams below a connection: sockets with their options, over aiofastnet where it is there.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from types import ModuleType
+from typing import Final, TypeVar
+
+from tidewire.transport.options import TransportOptions
+
+SWITCH: Final = "TIDEWIRE_AIOFASTNET"
+_TCP_PROBES = 3
+
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
+
+
+def fast_transports() -> ModuleType | None:
+    """Return aiofastnet when it can be imported and TIDEWIRE_AIOFASTNET is not 0."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        import aiofastnet
+    except ImportError:
+        return None
+    module: ModuleType = aiofastnet
+    return module
+
+
+def tune(sock: socket.socket, options: TransportOptions) -> None:
+    """Set the options of a stream socket, those of TCP only where it is TCP."""
+    if options.send_buffer_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer_bytes)
+    if options.receive_buffer_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.receive_buffer_bytes)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if options.unsent_bytes and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, options.unsent_bytes)
+    if options.tcp_keepalive_s:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", options.tcp_keepalive_s),
+            ("TCP_KEEPINTVL", max(1, options.tcp_keepalive_s // _TCP_PROBES)),
+            ("TCP_KEEPCNT", _TCP_PROBES),
+        ):
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def dial(
+    factory: Callable[[], ProtocolT],
+    host: str,
+    port: int,
+    *,
+    options: TransportOptions,
+    context: ssl.SSLContext | None = None,
+    server_name: str | None = None,
+) -> ProtocolT:
+    """
+    Connect to the first address of ``host`` that answers, and do the TLS handshake.
+
+    Raises:
+        OSError: Nobody answers, or (``ssl.SSLError``) TLS failed.
+    """
+    loop = asyncio.get_running_loop()
+    name = (server_name or host) if context is not None else None
+    fast = fast_transports()
+    if fast is not None:
+        transport, protocol = await fast.create_connection(
+            loop, factory, host, port, ssl=context, server_hostname=name
+        )
+    else:
+        transport, protocol = await loop.create_connection(
+            factory, host, port, ssl=context, server_hostname=name
+        )
+    tune_transport(transport, options)
+    taken: ProtocolT = protocol
+    return taken
+
+
+async def adopt(
+    factory: Callable[[], ProtocolT],
+    sock: socket.socket,
+    *,
+    options: TransportOptions,
+    context: ssl.SSLContext | None = None,
+) -> ProtocolT:
+    """Serve an accepted socket, after the TLS handshake where there is a context."""
+    loop = asyncio.get_running_loop()
+    tune(sock, options)
+    timeout_s = options.handshake_timeout_s if context is not None else None
+    fast = fast_transports()
+    if fast is not None:
+        _, protocol = await fast.connect_accepted_socket(
+            loop, factory, sock, ssl=context, ssl_handshake_timeout=timeout_s
+        )
+    else:
+        _, protocol = await loop.connect_accepted_socket(
+            factory, sock, ssl=context, ssl_handshake_timeout=timeout_s
+        )
+    taken: ProtocolT = protocol
+    return taken
+
+
+def tune_transport(transport: asyncio.BaseTransport, options: TransportOptions) -> None:
+    """Set the options of the socket under a transport."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        tune(sock, options)

@@ -1,0 +1,151 @@
+"""
+The shell of a connection on a stream: one reader, one writer, one timer.
+
+It moves bytes between an asyncio transport and a sans-IO connection. What a turn of the event
+loop queues leaves in one
+write; fragments are made while the transport takes them, so what waits in buffers stays small.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar, cast
+
+from tidewire.errors import Cancelled, ConnectionLost
+from tidewire.transport.counters import WireCounters
+from tidewire.transport.options import (
+    CLOSE_TIMEOUT_S,
+    TURN_BYTES,
+    WRITE_HIGH_BYTES,
+    WRITE_LOW_BYTES,
+)
+from tidewire.wire.connection import Connection
+from tidewire.wire.deadlines import FOREVER
+
+JOIN_BYTES_MAX: Final = 64 * 1024
+"""Up to here one joined write is cheaper than a vectored one."""
+
+ConnectionT = TypeVar("ConnectionT", bound=Connection)
+
+
+class WireProtocol(asyncio.Protocol, Generic[ConnectionT]):
+    """An asyncio protocol around a connection that ``make`` makes when the stream is there."""
+
+    def __init__(
+        self,
+        make: Callable[["WireProtocol[ConnectionT]", float], ConnectionT],
+        counters: WireCounters,
+    ) -> None:
+        self._make = make
+        self._loop = asyncio.get_running_loop()
+        self._counters = counters
+        self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = FOREVER
+        self._ending = False
+        self._finishing = False
+        self.connection: ConnectionT
+        self.transport: asyncio.Transport
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        """Done when the stream is closed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to speak."""
+        # Not asserted: the transports of aiofastnet are asyncio's by shape, not by class.
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        self.connection = self._make(self, self._loop.time())
+        self.connection.wake = self._wake
+        self._counters.connections_active += 1
+        self._counters.connections_opened += 1
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the peer sent."""
+        self._counters.bytes_in += len(data)
+        connection = self.connection
+        connection.receive_data(data, self._loop.time())
+        if connection.wake_s < self._timer_s:
+            self._arm()
+
+    def eof_received(self) -> bool:
+        """End with the peer: a half-closed stream carries no calls."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the calls of a stream that has ended."""
+        self._counters.connections_active -= 1
+        self._disarm()
+        why = f"the connection was lost: {exc}" if exc else "the peer closed the connection"
+        self.connection.connection_lost(ConnectionLost(why))
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Stop: the transport holds enough."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._paused = False
+        self.flush()
+
+    def _wake(self) -> None:
+        self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what the connection has for the wire, as far as the transport takes it."""
+        connection, transport = self.connection, self.transport
+        while not self._paused and connection.has_output and not transport.is_closing():
+            pieces = connection.data_to_send(TURN_BYTES, self._loop.time())
+            if not pieces:
+                break
+            self._write(pieces)
+        if connection.wake_s < self._timer_s:
+            self._arm()
+        if self._finishing and not connection.has_output:
+            connection.connection_lost(Cancelled("the connection has drained"))
+        if connection.closed and not self._ending:
+            self._end()
+
+    def finish(self) -> None:
+        """Close when what the connection has queued is written."""
+        if not self._finishing:
+            self._finishing = True
+            self._wake()
+
+    def _write(self, pieces: list[bytes | memoryview]) -> None:
+        size = sum(map(len, pieces))
+        self._counters.bytes_out += size
+        if size <= JOIN_BYTES_MAX:
+            self.transport.write(b"".join(pieces) if len(pieces) > 1 else pieces[0])
+        else:
+            self.transport.writelines(pieces)
+
+    def _end(self) -> None:
+        """Close after the last bytes; a peer that does not take them is cut off."""
+        self._ending = True
+        self._disarm()
+        error = self.connection.error
+        if error is not None and not isinstance(error, Cancelled):
+            self._counters.errors[type(error).__name__] += 1
+        if not self.transport.is_closing():
+            self.transport.close()
+        self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
+
+    def _arm(self) -> None:
+        self._disarm()
+        if not self._ending and self.connection.wake_s < FOREVER:
+            self._timer_s = self.connection.wake_s
+            self._timer = self._loop.call_at(self._timer_s, self._on_timer)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_s = FOREVER
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_s = FOREVER
+        self.connection.handle_timeout(self._loop.time())
+        self.flush()
