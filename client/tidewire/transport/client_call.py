@@ -141,13 +141,14 @@ class CallCore(ClientCall):
 
     def raise_for_status(self) -> None:
         """
-        Raise what gRPC would: ``CancelledError`` for our own cancellation, an error for others.
+        Raise what gRPC would, if the call has ended so.
+
+        ``CancelledError`` for our own cancellation, an ``AioRpcError`` for all but OK.
         """
-        ending = self.ending
-        assert ending is not None
         if self.cancelled_here:
             raise asyncio.CancelledError
-        if ending.code != STATUS_OK:
+        ending = self.ending
+        if ending is not None and ending.code != STATUS_OK:
             raise rpc_error(ending, self.initial)
 
     def decode(self, body: bytes) -> Any:
