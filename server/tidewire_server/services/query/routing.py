@@ -1,0 +1,209 @@
+"""
+Who answers what, and whose turn it is. No I/O and no time.
+
+Responders of one pattern and group stand in a `Pool`, in rows by the queries they have in hand.
+Taking the least busy one, and moving one a row up or down, cost the same with one responder as with
+thousands.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from tidewire import errors
+from tidewire.wire.subject import SubjectIndex
+
+BUSY_RETRY_S: Final = 0.1
+
+
+class Seat:
+    """
+    A responder as routing sees it.
+
+    Attributes:
+        name: Node id it gave, or its client id.
+        in_flight_max: Queries it takes at the same time.
+        in_hand: Queries it has.
+        serving: False: it takes no new queries and does not count as a responder (draining, member
+            gone).
+        clogged: True: it counts, but takes none now (too much waits to be written to it).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        subjects: Sequence[str],
+        *,
+        node_id: str = "",
+        group: str = "",
+        in_flight_max: int = 100,
+    ) -> None:
+        self.name = name
+        self.node_id = node_id
+        self.subjects = tuple(dict.fromkeys(subjects))
+        self.group = group
+        self.in_flight_max = in_flight_max
+        self.in_hand = 0
+        self.serving = True
+        self.clogged = False
+        self.pools: list[Pool[Any]] = []
+        self.row: int | None = None
+        """Row it stands in, in every pool of its own; ``None`` while it takes nothing."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes a query now."""
+        return self.serving and not self.clogged and self.in_hand < self.in_flight_max
+
+    def take(self) -> None:
+        """One more query in hand."""
+        self.in_hand += 1
+        self.place()
+
+    def give_back(self) -> None:
+        """One query less in hand."""
+        self.in_hand -= 1
+        self.place()
+
+    def place(self) -> None:
+        """Stand where one belongs; called after anything changed that matters for it."""
+        row = self.in_hand if self.ready else None
+        if row == self.row:
+            return
+        for pool in self.pools:
+            pool.move(self, self.row, row)
+        self.row = row
+
+
+Member = TypeVar("Member", bound=Seat)
+
+
+class Pool(Generic[Member]):
+    """Responders of one pattern and group."""
+
+    __slots__ = ("_least", "_rows", "key", "members", "turn")
+
+    def __init__(self, key: tuple[str, str]) -> None:
+        self.key = key
+        self.members: dict[Member, None] = {}
+        self.turn = 0
+        """When it was last taken from; breaks ties between pools."""
+        self._rows: dict[int, dict[Member, None]] = {}
+        self._least = 0
+
+    def least_busy(self) -> Member | None:
+        """
+        The ready responder with the fewest queries in hand, the longest unused first; ``None``: all
+        are busy.
+        """
+        row = self._rows.get(self._least)
+        return next(iter(row)) if row else None
+
+    def move(self, seat: Member, before: int | None, after: int | None) -> None:
+        """Move a responder from one row to the end of another."""
+        rows = self._rows
+        if before is not None:
+            row = rows[before]
+            del row[seat]
+            if not row:
+                del rows[before]
+        if after is not None:
+            row = rows.setdefault(after, {})
+            row[seat] = None
+            if len(rows) == 1 or after < self._least:
+                self._least = after
+                return
+        if self._least not in rows:
+            # One step up is the usual case: the responder itself went there.
+            up = self._least + 1
+            self._least = up if up in rows else min(rows, default=0)
+
+
+class Directory(Generic[Member]):
+    """All responders, found by subject."""
+
+    def __init__(self) -> None:
+        self.seats: dict[Member, None] = {}
+        self._index: SubjectIndex[Pool[Member]] = SubjectIndex()
+        self._pools: dict[tuple[str, str], Pool[Member]] = {}
+        self._turns = 0
+
+    def __len__(self) -> int:
+        return len(self.seats)
+
+    def add(self, seat: Member) -> None:
+        """Let a responder take part."""
+        self.seats[seat] = None
+        for pattern in seat.subjects:
+            key = (pattern, seat.group)
+            pool = self._pools.get(key)
+            if pool is None:
+                pool = self._pools[key] = Pool(key)
+                self._index.add(pattern, pool)
+            pool.members[seat] = None
+            seat.pools.append(pool)
+        seat.row = None
+        seat.place()
+
+    def remove(self, seat: Member) -> None:
+        """Take a responder out; may be repeated."""
+        if self.seats.pop(seat, self) is self:
+            return
+        seat.serving = False
+        seat.place()
+        for pool in seat.pools:
+            del pool.members[seat]
+            if not pool.members:
+                del self._pools[pool.key]
+                self._index.remove(pool.key[0], pool)
+        seat.pools.clear()
+
+    def choose(self, subject: str) -> Member:
+        """
+        Choose who gets a query: the least busy responder; between groups that are equally busy in
+        turn.
+
+        Raises:
+            NoResponders: Nobody serves the subject.
+            RespondersBusy: All that do have their hands full.
+        """
+        pools = self._index.find(subject)
+        best: Member | None = None
+        best_pool: Pool[Member] | None = None
+        for pool in pools:
+            seat = pool.least_busy()
+            if seat is not None and (
+                best is None
+                or best_pool is None
+                or (seat.in_hand, pool.turn) < (best.in_hand, best_pool.turn)
+            ):
+                best, best_pool = seat, pool
+        if best is None or best_pool is None:
+            raise self._nobody(subject, pools)
+        self._turns += 1
+        best_pool.turn = self._turns
+        return best
+
+    def everyone(self, subject: str) -> list[Member]:
+        """
+        All that serve the subject now, each once, the least busy first and those with full hands
+        last.
+        """
+        seats = {seat: None for pool in self._index.find(subject) for seat in pool.members}
+        serving = [seat for seat in seats if seat.serving]
+        serving.sort(key=lambda seat: (not seat.ready, seat.in_hand))
+        return serving
+
+    def _nobody(self, subject: str, pools: Sequence[Pool[Member]]) -> errors.TidewireError:
+        serving = {seat for pool in pools for seat in pool.members if seat.serving}
+        if not serving:
+            return errors.NoResponders(
+                f"nobody serves {subject!r} now; start a responder, or check the subject",
+                metadata={"subject": subject},
+            )
+        in_hand = sum(seat.in_hand for seat in serving)
+        return errors.RespondersBusy(
+            f"all {len(serving)} responders of {subject!r} have their hands full"
+            f" ({in_hand} queries); try again later, or start more",
+            metadata={"subject": subject, "responders": len(serving), "in_hand": in_hand},
+            retry_after_s=BUSY_RETRY_S,
+        )
