@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
-Generate the Python stubs of every ``.proto`` under proto/ into client/.
+Generate the Python stubs: of proto/ into client/, and of the tests' own services beside them.
 
-    proto/generate.py                  write client/tidewire/v1 (and its siblings)
+    proto/generate.py                  write what changed, remove what is left over
     proto/generate.py --check          exit 1, naming each difference, unless they are fresh
 
 The generators are pinned and live in an environment of their own, because stubs refuse runtimes
@@ -20,12 +20,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTO = ROOT / "proto"
-TARGET = ROOT / "client"
+# folder that import paths begin in -> folder that Python's import paths begin in
+TREES = {"proto": "client", "tests": "tests"}
 PINS = {"grpcio-tools": "1.74.0", "mypy-protobuf": "5.1.0"}
+PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 SERVICE = re.compile(r"^service\s+\w+", re.MULTILINE)
 STUB_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
-INIT = '"""Generated from proto/{folder} by proto/generate.py: never edit."""\n'
+INIT = '"""Generated from {folder} by proto/generate.py: never edit."""\n'
 
 # Runs inside the code generation environment: prints what is installed there, one line each.
 PROBE = """
@@ -68,27 +69,40 @@ def codegen_python(given: str | None) -> Path:
 
 
 def generate(python: Path) -> dict[str, bytes]:
-    """Run the generators in a temporary folder and return path below client/ -> content."""
-    protos = sorted(path.relative_to(PROTO) for path in PROTO.rglob("*.proto"))
-    if not protos:
-        raise GenerateError(f"no .proto file below {PROTO}")
-    services = [path for path in protos if SERVICE.search((PROTO / path).read_text("utf-8"))]
+    """Run the generators in temporary folders and return path in the repository -> content."""
     includes = probe(python)
+    fresh: dict[str, bytes] = {}
+    for source, target in TREES.items():
+        fresh.update(generate_tree(python, ROOT / source, ROOT / target, includes))
+    return fresh
+
+
+def generate_tree(
+    python: Path, source: Path, target: Path, includes: list[str]
+) -> dict[str, bytes]:
+    """Generate the stubs of all ``.proto`` files below one folder; only services get the rest."""
+    protos = sorted(path.relative_to(source) for path in source.rglob("*.proto"))
+    services = [path for path in protos if SERVICE.search((source / path).read_text("utf-8"))]
+    roots = [f"-I{folder}" for folder in (source, ROOT / "proto", *includes)]
     with tempfile.TemporaryDirectory(prefix="tidewire-proto-") as name:
         out = Path(name)
-        base = [
-            str(python),
-            *("-m", "grpc_tools.protoc", *(f"-I{folder}" for folder in (PROTO, *includes))),
-            f"--plugin=protoc-gen-mypy={python.parent / 'protoc-gen-mypy'}",
-            f"--plugin=protoc-gen-mypy_grpc={python.parent / 'protoc-gen-mypy_grpc'}",
-        ]
-        protoc(base, [f"--python_out={out}", f"--mypy_out=quiet:{out}"], protos)
+        plugins = [f"--plugin={name}={python.parent / name}" for name in PLUGINS]
+        base = [str(python), "-m", "grpc_tools.protoc", *dict.fromkeys(roots), *plugins]
+        if protos:
+            protoc(base, [f"--python_out={out}", f"--mypy_out=quiet:{out}"], protos)
         if services:
             protoc(base, [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"], services)
-        fresh = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        files = [path for path in out.rglob("*") if path.is_file()]
+        fresh = {named(target / path.relative_to(out)): path.read_bytes() for path in files}
     for folder in {path.parent for path in protos}:
-        fresh[str(folder / "__init__.py")] = INIT.format(folder=folder).encode()
+        text = INIT.format(folder=named(source / folder))
+        fresh[named(target / folder / "__init__.py")] = text.encode()
     return fresh
+
+
+def named(path: Path) -> str:
+    """Return a path as the repository names it."""
+    return path.relative_to(ROOT).as_posix()
 
 
 def probe(python: Path) -> list[str]:
@@ -108,33 +122,34 @@ def probe(python: Path) -> list[str]:
 def protoc(base: list[str], outputs: list[str], protos: list[Path]) -> None:
     """Run one protoc; its own messages name the faulty file and line."""
     command = [*base, *outputs, *map(str, protos)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROTO)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         raise GenerateError(f"protoc failed:\n{(done.stderr or done.stdout).strip()}")
 
 
 def present() -> set[str]:
-    """Return the stubs that stand below client/ now."""
+    """Return the stubs that stand in the repository now."""
     return {
-        str(path.relative_to(TARGET))
-        for path in TARGET.rglob("*_pb2*")
+        named(path)
+        for target in TREES.values()
+        for path in (ROOT / target).rglob("*_pb2*")
         if path.name.endswith(STUB_SUFFIXES)
     }
 
 
 def check(fresh: dict[str, bytes]) -> int:
     """Compare sets and bytes; print one line for each difference."""
-    faults = [f"left over   client/{name}" for name in sorted(present() - fresh.keys())]
+    faults = [f"left over   {name}" for name in sorted(present() - fresh.keys())]
     for name, content in sorted(fresh.items()):
-        path = TARGET / name
+        path = ROOT / name
         if not path.exists():
-            faults.append(f"missing     client/{name}")
+            faults.append(f"missing     {name}")
         elif path.read_bytes() != content:
-            faults.append(f"differs     client/{name}")
+            faults.append(f"differs     {name}")
     for fault in faults:
         print(fault)
     if faults:
-        print("the stubs are not what proto/ says: run `./run generate`")
+        print("the stubs are not what the .proto files say: run `./run generate`")
         return 1
     print(f"{len(fresh)} generated files are fresh")
     return 0
@@ -144,17 +159,17 @@ def write(fresh: dict[str, bytes]) -> int:
     """Write what changed and remove what is left over."""
     changed = 0
     for name in sorted(present() - fresh.keys()):
-        (TARGET / name).unlink()
+        (ROOT / name).unlink()
         changed += 1
-        print(f"removed  client/{name}")
+        print(f"removed  {name}")
     for name, content in sorted(fresh.items()):
-        path = TARGET / name
+        path = ROOT / name
         if path.exists() and path.read_bytes() == content:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         changed += 1
-        print(f"wrote    client/{name}")
+        print(f"wrote    {name}")
     print(f"{changed} of {len(fresh)} files changed")
     return 0
 

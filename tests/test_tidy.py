@@ -32,7 +32,7 @@ TOP_LEVEL = {
     "tests",
 }
 NOT_PACKAGES = ("proto", "client", "server", "tests", "docker", ".ci")
-GENERATED = "client/tidewire/v1/"
+GENERATED = re.compile(r"client/tidewire/v1/|.*_pb2(_grpc)?\.pyi?$")
 BINARY_SUFFIXES = {".binpb", ".png", ".woff2", ".ico"}
 CHANGE_KINDS = ["Security", "Removed", "Deprecated", "Added", "Changed", "Fixed"]
 
@@ -69,7 +69,7 @@ def relative(path: Path) -> str:
 def modules() -> list[Path]:
     """Return the hand-written Python files."""
     found = [path for path in files() if path.suffix == ".py" or path == ROOT / "run"]
-    return [path for path in found if not relative(path).startswith(GENERATED)]
+    return [path for path in found if not GENERATED.match(relative(path))]
 
 
 def long_functions(source: str) -> Iterator[str]:
