@@ -41,7 +41,7 @@ CHANGE_KINDS = ["Security", "Removed", "Deprecated", "Added", "Changed", "Fixed"
 MACHINE_PATH = re.compile(r"(?<![\w.>/])/(?:work|root|tmp|home/\w+|Users/\w+)/\w+")
 URL = re.compile(r"(?:https?|git\+ssh)://([\w.\-]+)(:\d+)?(/[^\s\"'<>)`]*)?")
 REGISTRY = re.compile(r"pypi|registry|npm|nexus|artifact|devpi|mirror|goproxy|proxy\.golang")
-PUBLIC_REGISTRY = "pypi.org"
+PUBLIC_REGISTRY = re.compile(r"pypi\.org|.+\.example")  # .example is nobody's (RFC 2606)
 
 
 def tracked(*arguments: str) -> list[Path]:
@@ -101,7 +101,7 @@ def machine_traces(text: str) -> Iterator[str]:
     for match in URL.finditer(text):
         host, path = match[1].lower(), match[3] or ""
         is_registry = REGISTRY.search(host) or "/simple/" in f"{path}/"
-        if is_registry and host != PUBLIC_REGISTRY:
+        if is_registry and not PUBLIC_REGISTRY.fullmatch(host):
             yield match[0]
 
 
@@ -221,9 +221,9 @@ def test_nothing_of_one_machine_is_in_the_repository() -> None:
         "\x2fwork/project",
         "\x2ftmp/scratch",
         "\x2fhome/someone/project",
-        "https:\x2f/registry.example/x",
-        "https:\x2f/pypi.example/simple",
-        "https:\x2f/files.example:8080/simple/",
+        "https:\x2f/registry.test/x",
+        "https:\x2f/pypi.test/simple",
+        "https:\x2f/files.test:8080/simple/",
     ],
 )
 def test_traces_of_one_machine_are_found(text: str) -> None:
