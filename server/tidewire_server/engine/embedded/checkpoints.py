@@ -1,0 +1,367 @@
+"""
+Checkpoints and their chunks.
+
+A chunk is stored once under its SHA-256 and counts the checkpoints that use it; one that none uses is kept for a grace, so that
+an upload may precede its commit. A checkpoint is a row of its own: the one before stays readable until the new one is durable.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import apsw
+
+from tidewire import errors
+from tidewire.v1 import checkpoint_pb2
+from tidewire_server.engine.base import CheckpointWrite
+from tidewire_server.engine.embedded import rows
+from tidewire_server.engine.embedded.session import Session
+
+KEEP_DEFAULT = 3
+_COLUMNS = "operator, revision, crc, head, chunks, inline"
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """An operator: who may commit, and how many checkpoints it keeps."""
+
+    name: str
+    epoch: int
+    keep: int
+    last_revision: int
+
+    def save(self, session: Session) -> None:
+        """Store the row."""
+        columns = (self.name, self.epoch, self.keep, self.last_revision)
+        session.execute(
+            "INSERT OR REPLACE INTO operators VALUES (?,?,?,?,?)", *columns, rows.seal(*columns)
+        )
+
+
+def _find_operator(session: Session, name: str) -> Operator | None:
+    row = session.row("SELECT * FROM operators WHERE name=?", name)
+    if row is None:
+        return None
+    if not rows.fits(row[-1], *row[:-1]):
+        raise _corrupt(name, 0)
+    return Operator(*row[:4])
+
+
+def acquire(session: Session, name: str, keep: int) -> tuple[int, checkpoint_pb2.Checkpoint | None]:
+    """Give an operator its next epoch; return it with the last checkpoint, without its state."""
+    known = _find_operator(session, name) or Operator(name, 0, KEEP_DEFAULT, 0)
+    operator = Operator(name, known.epoch + 1, keep or known.keep, known.last_revision)
+    operator.save(session)
+    _drop_old(session, operator)
+    return operator.epoch, load(session.connection, name, 0, with_state=False)
+
+
+def write(session: Session, item: CheckpointWrite) -> int:
+    """Write a checkpoint and return its revision."""
+    operator = _find_operator(session, item.operator)
+    _check_epoch(operator, item)
+    assert operator is not None
+    last = _last_revision(session.connection, item.operator)
+    if item.expected_revision is not None and item.expected_revision != last:
+        raise errors.RevisionMismatch(
+            f"operator {item.operator!r} is at revision {last}, expected {item.expected_revision}; load it again",
+            metadata={
+                "subject": item.operator,
+                "actual_revision": last,
+                "expected_revision": item.expected_revision,
+            },
+        )
+    head = _head(session, item, operator.last_revision + 1)
+    _use_chunks(session, item)
+    chunk_list = checkpoint_pb2.ChunkList(
+        chunks=[checkpoint_pb2.ChunkRef(digest=d, bytes=n) for d, n in item.chunks]
+    )
+    columns = (
+        item.operator,
+        head.revision,
+        head.SerializeToString(),
+        chunk_list.SerializeToString(),
+        item.inline,
+    )
+    session.execute(
+        f"INSERT INTO checkpoints ({_COLUMNS}) VALUES (?,?,?,?,?,?)",  # noqa: S608 (our own names)
+        *columns[:2],
+        rows.seal(*columns),
+        *columns[2:],
+    )
+    changed = Operator(operator.name, operator.epoch, operator.keep, head.revision)
+    changed.save(session)
+    _drop_old(session, changed)
+    return head.revision
+
+
+def _check_epoch(operator: Operator | None, item: CheckpointWrite) -> None:
+    epoch = operator.epoch if operator is not None else 0
+    if operator is None or item.epoch != epoch:
+        raise errors.OperatorFenced(
+            f"operator {item.operator!r} is held with epoch {epoch}, not {item.epoch}; acquire it again",
+            metadata={"subject": item.operator, "epoch": epoch},
+        )
+
+
+def _head(session: Session, item: CheckpointWrite, revision: int) -> checkpoint_pb2.Checkpoint:
+    digest = item.digest
+    if item.inline is not None:
+        found = hashlib.sha256(item.inline).digest()
+        if digest and digest != found:
+            raise errors.DigestMismatch(
+                f"the state of operator {item.operator!r} has SHA-256 {found.hex()}, not {digest.hex()}"
+            )
+        digest = found
+    size = len(item.inline) if item.inline is not None else sum(n for _, n in item.chunks)
+    head = checkpoint_pb2.Checkpoint(
+        operator=item.operator,
+        revision=revision,
+        epoch=item.epoch,
+        state_bytes=size,
+        digest=digest,
+        positions=item.positions,
+        note=item.note,
+    )
+    head.time.FromNanoseconds(session.now_ns)
+    return head
+
+
+def _last_revision(connection: apsw.Connection, operator: str) -> int:
+    return (
+        connection.execute(
+            "SELECT max(revision) FROM checkpoints WHERE operator=?", (operator,)
+        ).get
+        or 0
+    )
+
+
+def _drop_old(session: Session, operator: Operator) -> None:
+    old = session.execute(
+        "SELECT revision FROM checkpoints WHERE operator=? ORDER BY revision DESC LIMIT -1 OFFSET ?",
+        operator.name,
+        operator.keep,
+    )
+    for (revision,) in list(old):
+        _drop(session, operator.name, revision)
+
+
+def _drop(session: Session, operator: str, revision: int) -> None:
+    row = session.row(
+        f"SELECT {_COLUMNS} FROM checkpoints WHERE operator=? AND revision=?",  # noqa: S608
+        operator,
+        revision,
+    )
+    session.execute("DELETE FROM checkpoints WHERE operator=? AND revision=?", operator, revision)
+    if _whole(row):
+        # The chunks of a damaged checkpoint stay: which they are cannot be known.
+        refs = checkpoint_pb2.ChunkList.FromString(row[4]).chunks
+        _count_uses(session, {ref.digest for ref in refs}, -1)
+
+
+def delete(session: Session, operator: str, revision: int) -> int:
+    """Delete one checkpoint that is not the last, or all (0); return how many."""
+    last = _last_revision(session.connection, operator)
+    if revision == 0:
+        found = session.execute("SELECT revision FROM checkpoints WHERE operator=?", operator)
+        revisions = [value for (value,) in found]
+    else:
+        found = session.execute(
+            "SELECT revision FROM checkpoints WHERE operator=? AND revision=?", operator, revision
+        )
+        revisions = [value for (value,) in found]
+        if revision == last:
+            raise errors.FailedPrecondition(
+                f"revision {revision} is the last checkpoint of operator {operator!r}; it goes only with all of them (revision 0)",
+                metadata={"subject": operator},
+            )
+    if not revisions:
+        raise _not_found(operator, revision)
+    for value in revisions:
+        _drop(session, operator, value)
+    return len(revisions)
+
+
+# Chunks.
+
+
+def put_chunk(session: Session, digest: bytes, data: bytes) -> bool:
+    """Store a chunk; True when it was there."""
+    if _touch_chunk(session, digest):
+        return True
+    session.execute("INSERT INTO chunk_data (data) VALUES (?)", data)
+    _save_chunk(session, digest, session.connection.last_insert_rowid(), len(data), 0)
+    return False
+
+
+def find_missing(session: Session, digests: Sequence[bytes]) -> list[bytes]:
+    """Chunks that are not there; those that are get their grace anew."""
+    return [digest for digest in digests if not _touch_chunk(session, digest)]
+
+
+def _touch_chunk(session: Session, digest: bytes) -> bool:
+    chunk = _find_chunk(session.connection, digest)
+    if chunk is None:
+        return False
+    data_id, size, uses = chunk
+    if _read_chunk(session.connection, data_id, digest) is None:
+        # What is damaged is not there: the same bytes may be stored again in its place.
+        session.execute("DELETE FROM chunk_data WHERE id=?", data_id)
+        session.execute("DELETE FROM chunks WHERE digest=?", digest)
+        return False
+    _save_chunk(session, digest, data_id, size, uses)
+    return True
+
+
+def _find_chunk(connection: apsw.Connection, digest: bytes) -> tuple[int, int, int] | None:
+    row = connection.execute("SELECT * FROM chunks WHERE digest=?", (digest,)).get
+    if row is None or not rows.fits(row[-1], *row[:-1]):
+        return None
+    return row[1], row[2], row[3]
+
+
+def _read_chunk(connection: apsw.Connection, data_id: int, digest: bytes) -> bytes | None:
+    data = connection.execute("SELECT data FROM chunk_data WHERE id=?", (data_id,)).get
+    if not isinstance(data, bytes) or not rows.fits_digest(digest, data):
+        return None
+    return data
+
+
+def _save_chunk(session: Session, digest: bytes, data_id: int, size: int, uses: int) -> None:
+    kept_until_ns = session.now_ns + int(session.options.chunk_grace_s * 1e9)
+    columns = (digest, data_id, size, uses, kept_until_ns)
+    session.execute(
+        "INSERT OR REPLACE INTO chunks VALUES (?,?,?,?,?,?)", *columns, rows.seal(*columns)
+    )
+
+
+def _use_chunks(session: Session, item: CheckpointWrite) -> None:
+    missing = []
+    for digest, size in dict(item.chunks).items():
+        chunk = _find_chunk(session.connection, digest)
+        if chunk is None:
+            missing.append(digest)
+        elif chunk[1] != size:
+            raise errors.DigestMismatch(
+                f"chunk {digest.hex()} has {chunk[1]} bytes, not {size}",
+                metadata={"digest": digest.hex()},
+            )
+    if missing:
+        raise errors.ChunksMissing(
+            f"{len(missing)} chunks of the state are not there, the first is {missing[0].hex()}; store them first",
+            metadata={"missing": len(missing), "first_missing": missing[0].hex()},
+        )
+    _count_uses(session, {digest for digest, _ in item.chunks}, 1)
+
+
+def _count_uses(session: Session, digests: set[bytes], change: int) -> None:
+    for digest in digests:
+        chunk = _find_chunk(session.connection, digest)
+        if chunk is not None:
+            data_id, size, uses = chunk
+            _save_chunk(session, digest, data_id, size, max(0, uses + change))
+
+
+def sweep_chunks(session: Session, rows_max: int) -> int:
+    """Remove chunks that no checkpoint uses and whose grace is over; return how many."""
+    found = list(
+        session.execute(
+            "SELECT * FROM chunks WHERE uses=0 AND kept_until_ns<? LIMIT ?",
+            session.now_ns,
+            rows_max,
+        )
+    )
+    for digest, data_id, *rest, crc in found:
+        if rows.fits(crc, digest, data_id, *rest):
+            session.execute("DELETE FROM chunk_data WHERE id=?", data_id)
+            session.execute("DELETE FROM chunks WHERE digest=?", digest)
+    return len(found)
+
+
+def get_chunk(connection: apsw.Connection, digest: bytes) -> bytes:
+    """The bytes of a chunk, checked against its digest."""
+    row = connection.execute("SELECT * FROM chunks WHERE digest=?", (digest,)).get
+    if row is None:
+        raise errors.ChunkNotFound(
+            f"there is no chunk {digest.hex()}", metadata={"digest": digest.hex()}
+        )
+    data = _read_chunk(connection, row[1], digest)
+    if data is None:
+        raise errors.DataCorrupt(
+            f"chunk {digest.hex()} is damaged; store it again", metadata={"digest": digest.hex()}
+        )
+    return data
+
+
+# Reading.
+
+
+def load(
+    connection: apsw.Connection, operator: str, revision: int, *, with_state: bool
+) -> checkpoint_pb2.Checkpoint | None:
+    """A checkpoint (0: the last one); ``None`` when the operator has none at all."""
+    wanted = revision or _last_revision(connection, operator)
+    if not wanted:
+        return None
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM checkpoints WHERE operator=? AND revision=?",  # noqa: S608
+        (operator, wanted),
+    ).get
+    if row is None:
+        raise _not_found(operator, revision)
+    return _parse(row, with_state=with_state)
+
+
+def _whole(row: Sequence[object]) -> bool:
+    operator, revision, crc, head, chunks, inline = row
+    return rows.fits(crc, operator, revision, head, chunks, inline)
+
+
+def _parse(row: Sequence[object], *, with_state: bool) -> checkpoint_pb2.Checkpoint:
+    operator, revision, _, head, chunks, inline = row
+    if not _whole(row):
+        raise _corrupt(str(operator), revision if isinstance(revision, int) else 0)
+    assert isinstance(head, bytes)
+    assert isinstance(chunks, bytes)
+    checkpoint = checkpoint_pb2.Checkpoint.FromString(head)
+    if with_state:
+        if isinstance(inline, bytes):
+            checkpoint.inline = inline
+        else:
+            checkpoint.chunks.ParseFromString(chunks)
+    return checkpoint
+
+
+def list_checkpoints(
+    connection: apsw.Connection, operator: str, before: str, checkpoints_max: int
+) -> tuple[list[checkpoint_pb2.Checkpoint], str]:
+    """Checkpoints of one operator newest first, or the last one of each by name, and the token to go on with."""
+    if operator:
+        limit = int(before) if before.isdigit() else 2**62
+        sql = f"SELECT {_COLUMNS} FROM checkpoints WHERE operator=? AND revision<? ORDER BY revision DESC LIMIT ?"  # noqa: S608
+        found = connection.execute(sql, (operator, limit, checkpoints_max + 1))
+    else:
+        sql = (
+            f"SELECT {_COLUMNS} FROM checkpoints JOIN (SELECT operator AS o, max(revision) AS r FROM checkpoints "  # noqa: S608
+            "WHERE operator>? GROUP BY operator ORDER BY operator LIMIT ?) ON operator=o AND revision=r ORDER BY operator"
+        )
+        found = connection.execute(sql, (before, checkpoints_max + 1))
+    listed = [_parse(row, with_state=False) for row in found]
+    if len(listed) <= checkpoints_max:
+        return listed, ""
+    listed.pop()
+    return listed, str(listed[-1].revision) if operator else listed[-1].operator
+
+
+def _not_found(operator: str, revision: int) -> errors.CheckpointNotFound:
+    which = f"checkpoint {revision}" if revision else "checkpoint"
+    return errors.CheckpointNotFound(
+        f"operator {operator!r} has no {which}", metadata={"operator": operator}
+    )
+
+
+def _corrupt(operator: str, revision: int) -> errors.DataCorrupt:
+    return errors.DataCorrupt(
+        f"checkpoint {revision} of operator {operator!r} is damaged; load an older one",
+        metadata={"operator": operator, "revision": revision},
+    )

@@ -1,0 +1,47 @@
+"""
+Checksums of rows.
+
+CRC32C over the columns, each with its type and length, so that no two different rows have the same bytes.
+"""
+
+import hashlib
+import struct
+
+from crc32c import crc32c
+
+Column = int | str | bytes | None
+
+_NUMBER = struct.Struct("<cq")
+_LENGTH = struct.Struct("<cI")
+
+
+def seal(*columns: Column) -> int:
+    """Checksum of a row's columns."""
+    value = 0
+    for column in columns:
+        if column is None:
+            value = crc32c(b"n", value)
+        elif isinstance(column, int):
+            value = crc32c(_NUMBER.pack(b"i", column), value)
+        elif isinstance(column, str):
+            data = column.encode()
+            value = crc32c(data, crc32c(_LENGTH.pack(b"s", len(data)), value))
+        else:
+            value = crc32c(column, crc32c(_LENGTH.pack(b"b", len(column)), value))
+    return value
+
+
+def fits(crc: object, *columns: object) -> bool:
+    """Whether a row read from the store is what was written. Columns of types that are never written do not fit."""
+    for column in columns:
+        if column is not None and not isinstance(column, int | str | bytes):
+            return False
+    try:
+        return crc == seal(*columns)  # type: ignore[arg-type]
+    except (UnicodeEncodeError, struct.error):
+        return False
+
+
+def fits_digest(digest: bytes, data: bytes) -> bool:
+    """Whether bytes have this SHA-256."""
+    return hashlib.sha256(data).digest() == digest

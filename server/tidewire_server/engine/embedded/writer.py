@@ -1,0 +1,380 @@
+"""
+The writer thread: group commit.
+
+It takes everything that waits (within `EngineOptions.group_transactions_max` and ``group_bytes_max``), does it in one SQLite
+transaction, commits once, and answers all of it with one call into the event loop. There is no linger: while one group is
+flushed, the next one gathers.
+
+When a group fails it is taken back whole, and each of its transactions is tried alone, so that one that cannot be done does not
+spoil the others. After a failed write or flush nothing is tried again: the engine has failed, and only ending helps.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import apsw
+
+from tidewire import errors
+from tidewire.v1 import common_pb2
+from tidewire_server.engine.embedded.connections import open_writer
+from tidewire_server.engine.embedded.files import Ballast
+from tidewire_server.engine.embedded.options import EngineOptions
+from tidewire_server.engine.embedded.session import Effects, Session
+from tidewire_server.engine.embedded.trimming import trim
+from tidewire_server.engine.embedded.views import StreamView, views_of
+
+Result = TypeVar("Result")
+Durability = common_pb2.Durability
+
+
+@dataclass(slots=True)
+class Job(Generic[Result]):
+    """
+    One transaction that waits or is done.
+
+    Attributes:
+        run: Does it.
+        level: Durability it asks for.
+        size: Bytes it brings, about.
+        atomic: It judges everything before it writes, and needs no savepoint.
+        frees: It makes room, and may use the ballast when the disk is full.
+    """
+
+    run: Callable[[Session], Result]
+    future: asyncio.Future[Result]
+    level: Durability.ValueType
+    size: int
+    atomic: bool = False
+    frees: bool = False
+    result: Result | None = None
+    error: BaseException | None = None
+    effects: Effects | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a group did, as the event loop gets it."""
+
+    jobs: Sequence[Job[Any]]
+    counters: Sequence[tuple[str, tuple[int, ...]]]
+    views: dict[str, StreamView]
+    replaced: bool
+    state_revision: int
+
+
+@dataclass(slots=True)
+class WriterCounters:
+    """What writing cost. Written by the writer thread; plain numbers, read by the metrics."""
+
+    groups: int = 0
+    transactions: int = 0
+    messages: int = 0
+    bytes: int = 0
+    refused: int = 0
+    isolated: int = 0
+    commit_s: float = 0.0
+    commit_s_max: float = 0.0
+    group_transactions_last: int = 0
+    store_full: int = 0
+
+
+@dataclass(slots=True)
+class Pending:
+    """What waits for the writer; touched by the event loop only."""
+
+    transactions: int = 0
+    bytes: int = 0
+    refused: int = field(default=0)
+
+
+class Writer:
+    """Owns the writing connection. `submit` and `stop` are for the event loop; ``deliver`` is called there."""
+
+    def __init__(
+        self,
+        session: Session,
+        ballast: Ballast,
+        loop: asyncio.AbstractEventLoop,
+        deliver: Callable[[Outcome], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self.counters = WriterCounters()
+        self.pending = Pending()
+        self.failure: BaseException | None = None
+        self._session = session
+        self._options = session.options
+        self._ballast = ballast
+        self._loop = loop
+        self._deliver = deliver
+        self._failed = failed
+        self._queue: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+        self._synchronous = self._options.synchronous
+        self._thread = threading.Thread(target=self._run, name="tidewire-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def submit(self, job: Job[Any]) -> None:
+        """
+        Queue a transaction.
+
+        Raises:
+            Overloaded: Too much waits already.
+            Unavailable: The engine has failed.
+        """
+        if self.failure is not None:
+            raise unavailable()
+        pending = self.pending
+        if (
+            pending.transactions >= self._options.pending_transactions_max
+            or pending.bytes + job.size > self._options.pending_bytes_max + self._single(pending)
+        ):
+            pending.refused += 1
+            raise errors.Overloaded(
+                f"{pending.transactions} transactions of {pending.bytes} bytes wait for the disk, and no more are taken",
+                retry_after_s=0.1,
+            )
+        pending.transactions += 1
+        pending.bytes += job.size
+        self._queue.put(job)
+
+    def _single(self, pending: Pending) -> int:
+        """A transaction that is larger than the whole bound is taken when nothing else waits."""
+        return 0 if pending.transactions else 2**62
+
+    def settle(self, jobs: Sequence[Job[Any]]) -> None:
+        """Say, in the event loop, that these no longer wait."""
+        self.pending.transactions -= len(jobs)
+        self.pending.bytes -= sum(job.size for job in jobs)
+
+    def stop(self) -> None:
+        """Ask the thread to end after what is queued."""
+        self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait for the thread."""
+        self._thread.join()
+
+    # Below: the writer thread.
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            jobs, running = self._take()
+            live = [job for job in jobs if not job.future.cancelled()]
+            for job in jobs:
+                if job.future.cancelled():
+                    job.error = asyncio.CancelledError()
+            if self.failure is None:
+                self._commit_or_isolate(live)
+            else:
+                for job in live:
+                    job.error = unavailable()
+            self._answer(jobs)
+        self._finish()
+
+    def _finish(self) -> None:
+        connection = self._session.connection
+        if self.failure is None:
+            with contextlib.suppress(apsw.Error):  # The log stays and is read at the next start.
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        with contextlib.suppress(apsw.Error):
+            connection.close(True)
+
+    def _take(self) -> tuple[list[Job[Any]], bool]:
+        """Everything that waits, at least one; False when it was asked to end."""
+        options = self._options
+        jobs: list[Job[Any]] = []
+        size = 0
+        job = self._queue.get()
+        while job is not None:
+            jobs.append(job)
+            size += job.size
+            if len(jobs) >= options.group_transactions_max or size >= options.group_bytes_max:
+                return jobs, True
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return jobs, True
+        return jobs, False
+
+    def _commit_or_isolate(self, jobs: Sequence[Job[Any]]) -> None:
+        if not jobs:
+            return
+        if self._try(jobs) is None:
+            return
+        for job in jobs:
+            if self.failure is not None:
+                job.error = unavailable()
+                continue
+            self.counters.isolated += 1
+            self._alone(job)
+
+    def _alone(self, job: Job[Any]) -> None:
+        """Try one transaction by itself, with the ballast's help when it makes room."""
+        error = self._try([job])
+        if isinstance(error, apsw.FullError) and job.frees and self._ballast.give_up():
+            error = self._try([job])
+        if error is not None and self.failure is None:
+            job.error = translate(error)
+        elif error is not None:
+            job.error = unavailable()
+
+    def _try(self, jobs: Sequence[Job[Any]]) -> Exception | None:
+        """Do a group. On an error everything is taken back, and nobody has an answer."""
+        session = self._session
+        for job in jobs:
+            job.error = job.result = job.effects = None
+        try:
+            self._begin(jobs)
+            for job in jobs:
+                self._perform(job)
+            if self._options.acknowledge_early:
+                self._answer_early(jobs)
+            for stream in list(session.dirty_streams.values()):
+                trim(session, stream)
+            session.flush()
+            self._commit()
+        except Exception as exc:  # noqa: BLE001 (each kind is judged by translate and is_fatal)
+            self._take_back(exc)
+            return exc
+        self.counters.groups += 1
+        self.counters.transactions += len(jobs)
+        self.counters.group_transactions_last = len(jobs)
+        return None
+
+    def _begin(self, jobs: Sequence[Job[Any]]) -> None:
+        session = self._session
+        session.now_ns = time.time_ns()
+        session.level = max(job.level for job in jobs)
+        synchronous = "NORMAL"
+        if session.level >= common_pb2.DURABILITY_FSYNC:
+            synchronous = self._options.synchronous
+        else:
+            session.level = common_pb2.DURABILITY_OS
+        if synchronous != self._synchronous:
+            session.execute(f"PRAGMA synchronous={synchronous}")
+            self._synchronous = synchronous
+        session.execute("BEGIN IMMEDIATE")
+
+    def _perform(self, job: Job[Any]) -> None:
+        session = self._session
+        session.begin()
+        if not job.atomic:
+            session.execute("SAVEPOINT one")
+        try:
+            job.result = job.run(session)
+        except errors.TidewireError as exc:
+            job.error = exc
+            self.counters.refused += 1
+            session.undo()
+            if not job.atomic:
+                session.execute("ROLLBACK TO one")
+                session.execute("RELEASE one")
+            return
+        if not job.atomic:
+            session.execute("RELEASE one")
+        job.effects = session.effects
+
+    def _commit(self) -> None:
+        before = time.perf_counter()
+        self._session.execute("COMMIT")
+        spent = time.perf_counter() - before
+        self.counters.commit_s += spent
+        self.counters.commit_s_max = max(self.counters.commit_s_max, spent)
+
+    def _take_back(self, error: Exception) -> None:
+        if is_fatal(error):
+            self._fail(error)
+            return
+        if isinstance(error, apsw.FullError):
+            self.counters.store_full += 1
+        try:
+            if self._session.connection.in_transaction:
+                self._session.execute("ROLLBACK")
+            self._session.reload()
+        except apsw.Error as exc:
+            self._fail(exc)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to tell.
+            self._loop.call_soon_threadsafe(self._failed, error)
+
+    def _answer(self, jobs: Sequence[Job[Any]]) -> None:
+        session = self._session
+        replaced = session.view_changed
+        session.view_changed = False
+        views: dict[str, StreamView] = {}
+        if replaced and self.failure is None:
+            views = views_of(session)
+        outcome = Outcome(
+            jobs,
+            [] if self.failure is not None else session.take_changed_counters(),
+            views,
+            replaced and self.failure is None,
+            session.number("state_revision") if self.failure is None else 0,
+        )
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to answer.
+            self._loop.call_soon_threadsafe(self._deliver, outcome)
+
+    def _answer_early(self, jobs: Sequence[Job[Any]]) -> None:
+        for job in jobs:
+            if job.error is None:
+                self._loop.call_soon_threadsafe(_set_early, job)
+
+
+def _set_early(job: Job[Any]) -> None:
+    if not job.future.done():
+        job.future.set_result(job.result)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether nothing may be written any more after this."""
+    return isinstance(
+        error, apsw.IOError | apsw.NoMemError | apsw.ReadOnlyError | apsw.CantOpenError
+    )
+
+
+def translate(error: BaseException) -> errors.TidewireError:
+    """What the caller is told of an error of the database; its own text stays here."""
+    if isinstance(error, errors.TidewireError):
+        return error
+    if isinstance(error, apsw.FullError):
+        return errors.StoreFull(
+            "the disk is full: nothing more is stored until there is space; reading goes on, and purging frees space",
+            retry_after_s=1.0,
+        )
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return errors.DataCorrupt(
+            "a part of the store that this needs is damaged; restore it from a backup"
+        )
+    if isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.ReadOnlyError):
+        return errors.Unavailable("the store cannot be read or written: the disk reports an error")
+    if isinstance(error, apsw.Error):
+        return errors.Internal("the store refused an operation it should know")
+    return errors.Internal(f"a mistake of the engine: {type(error).__name__}")
+
+
+def unavailable() -> errors.Unavailable:
+    """The error for every write after the engine has failed."""
+    return errors.Unavailable(
+        "the disk failed while writing: nothing is stored any more, and the server ends. What was acknowledged is safe"
+    )
+
+
+def open_session(connection: apsw.Connection, options: EngineOptions) -> Session:
+    """A session with everything read."""
+    session = Session(connection, options)
+    session.reload()
+    return session
+
+
+__all__ = ("Job", "Outcome", "Writer", "open_session", "open_writer", "translate", "unavailable")
