@@ -48,7 +48,8 @@ async def open_engine(
 
     Raises:
         StoreLocked: Another process has it.
-        StoreUnusable: It is of a newer format, of another application, or damaged. Nothing was touched.
+        StoreUnusable: It is of a newer format, of another application, or damaged. Nothing was
+            touched.
     """
     chosen = options or EngineOptions()
     store = await asyncio.to_thread(open_store, path, chosen)
@@ -57,7 +58,8 @@ async def open_engine(
 
 class EmbeddedEngine(StreamEngine):
     """
-    Streams, consumers, State, checkpoints, members and documents in one directory. See `tidewire_server.engine.base.Engine`.
+    Streams, consumers, State, checkpoints, members and documents in one directory. See
+    `tidewire_server.engine.base.Engine`.
 
     Attributes:
         writer: Its counters say what group commit does and costs.
@@ -258,11 +260,11 @@ class EmbeddedEngine(StreamEngine):
         )
 
     async def state_history(
-        self, key: str, *, before_revision: int = 0, changes_max: int
+        self, key: str, *, before_revision: int = 0, changes_max: int, bytes_max: int
     ) -> tuple[Sequence[state_pb2.Change], int, bool]:
         """Changes of a key newest first, the oldest revision kept, and whether there are more."""
         return await self.readers.read(
-            lambda c: state_reads.history(c, key, before_revision, changes_max)
+            lambda c: state_reads.history(c, key, before_revision, changes_max, bytes_max)
         )
 
     async def state_changes(
@@ -271,13 +273,20 @@ class EmbeddedEngine(StreamEngine):
         *,
         after_revision: int,
         changes_max: int,
+        bytes_max: int,
         exact: bool = False,
         with_previous: bool = False,
     ) -> tuple[Sequence[state_pb2.Change], int]:
         """Changes after a revision, whole revisions only, and the revision to go on from."""
         return await self.readers.read(
             lambda c: state_reads.changes(
-                c, prefix, after_revision, changes_max, exact=exact, with_previous=with_previous
+                c,
+                prefix,
+                after_revision,
+                changes_max,
+                bytes_max,
+                exact=exact,
+                with_previous=with_previous,
             )
         )
 
@@ -304,7 +313,9 @@ class EmbeddedEngine(StreamEngine):
         return following
 
     async def drop_leased_state(self, node_id: str, fencing_token: int) -> int:
-        """Remove the keys on a lease of this member with this token or an older one; return how many."""
+        """
+        Remove the keys on a lease of this member with this token or an older one; return how many.
+        """
         total = 0
         while dropped := await self._write(
             lambda session: state.drop_leased(session, node_id, fencing_token), frees=True

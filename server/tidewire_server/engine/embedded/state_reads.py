@@ -1,8 +1,9 @@
 """
 Reading State, in a reader thread, within one snapshot.
 
-The index from keys to changes is only a hint: SQLite does not notice a flipped bit in it. Each change says which one was before
-it, and the newest one is in ``heads``; what is found by the index is believed only when that chain says the same.
+The index from keys to changes is only a hint: SQLite does not notice a flipped bit in it. Each
+change says which one was before it, and the newest one is in ``heads``; what is found by the index
+is believed only when that chain says the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,8 @@ def _check_revision(connection: apsw.Connection, revision: int, current: int) ->
     compacted = number(connection, "compacted_revision")
     if revision < compacted:
         raise errors.RevisionCompacted(
-            f"history before revision {compacted} is forgotten; {revision} was asked for. Read the present and go on from there",
+            f"history before revision {compacted} is forgotten; {revision} was asked for. Read the "
+            "present and go on from there",
             metadata={"compacted_revision": compacted, "revision": current},
         )
 
@@ -155,7 +157,7 @@ def read_range(
 
 
 def history(
-    connection: apsw.Connection, key: str, before_revision: int, changes_max: int
+    connection: apsw.Connection, key: str, before_revision: int, changes_max: int, bytes_max: int
 ) -> tuple[Sequence[state_pb2.Change], int, bool]:
     """Changes of a key newest first, the oldest revision kept, and whether there are more."""
     compacted = number(connection, "compacted_revision")
@@ -165,8 +167,10 @@ def history(
     head = parse_head(row)
     before_id = schema.change_id(before_revision) if before_revision else head.change_id + 1
     found: list[state_pb2.Change] = []
+    size = 0
     for change in versions(connection, head, before_id):
-        if len(found) == changes_max:
+        size += len(change[5])
+        if len(found) == changes_max or (found and size > bytes_max):
             return found, compacted, True
         own = head if change[0] == head.change_id else None
         found.append(_to_change(change, own))
@@ -185,6 +189,7 @@ def changes(
     prefix: str,
     after_revision: int,
     changes_max: int,
+    bytes_max: int,
     *,
     exact: bool,
     with_previous: bool,
@@ -198,10 +203,11 @@ def changes(
         "SELECT * FROM changes WHERE id >= ? ORDER BY id LIMIT ?",
         (schema.change_id(after_revision + 1), SCAN_ROWS_MAX + schema.CHANGES_PER_REVISION_MAX),
     )
-    looked_at = 0
+    looked_at = size = 0
     for row in cursor:
         revision = row[0] >> schema.CHANGE_BITS
-        if revision >= expected and (len(found) >= changes_max or looked_at >= SCAN_ROWS_MAX):
+        full = len(found) >= changes_max or size >= bytes_max or looked_at >= SCAN_ROWS_MAX
+        if revision >= expected and full:
             return found, expected - 1
         looked_at += 1
         _check_dense(revision, expected)
@@ -211,6 +217,7 @@ def changes(
         if key == prefix if exact else key.startswith(prefix):
             if with_previous:
                 _add_previous(connection, change, row)
+            size += change.ByteSize()
             found.append(change)
     _check_dense(current + 1, expected)
     return found, current
@@ -220,7 +227,8 @@ def _check_dense(revision: int, expected: int) -> None:
     """Every revision has a change: one that is skipped was lost."""
     if revision > expected:
         raise errors.DataCorrupt(
-            f"the changes of revisions {expected} to {revision - 1} are damaged; read the present and go on from there",
+            f"the changes of revisions {expected} to {revision - 1} are damaged; read the present "
+            "and go on from there",
             metadata={"first_revision": expected, "last_revision": revision - 1},
         )
 
