@@ -99,12 +99,17 @@ class ExpiryTimer:
                 await self._wait()
 
     async def _sweep(self) -> bool:
+        now_ns = self._core.wall_ns()
         try:
-            self._schedule.sweep_ended(await self._core.engine.expire_state(self._core.wall_ns()))
+            next_ns = await self._core.engine.expire_state(now_ns)
         except errors.TidewireError as error:
             self._core.counters.add("state_expiry_failures_total")
             log.warning("expiring keys failed; trying again", extra={"error": str(error)})
             return False
+        if next_ns is not None and next_ns <= now_ns:
+            # The engine could not remove it (a damaged record): look again, but not in a circle.
+            next_ns = now_ns + int(RETRY_S * 1e9)
+        self._schedule.sweep_ended(next_ns)
         return True
 
     async def _wait(self) -> None:

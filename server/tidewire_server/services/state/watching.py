@@ -52,8 +52,10 @@ class Watcher:
             await self._send(state_pb2.WatchResponse(opened=self._core.opened()))
             await self._begin(tail)
             while not self._core.drain.started.is_set():
-                await self._step(tail)
-            await self._farewell()
+                self._wake.clear()
+                if not await self._advance(tail):
+                    await self._wait()
+            await self._farewell(tail)
         finally:
             self._feed.detach(tail)
 
@@ -110,9 +112,8 @@ class Watcher:
         await self._send(state_pb2.WatchResponse(snapshot=part))
         self._position = self._told = part.revision
 
-    async def _step(self, tail: Tail) -> None:
-        """Send the next changes, or wait for them."""
-        self._wake.clear()
+    async def _advance(self, tail: Tail) -> bool:
+        """Send the next changes; False when all there is was sent."""
         if tail.overflowed:
             self._core.counters.add("state_watch_catch_ups_total")
             tail.restart(self._feed.revision)
@@ -123,15 +124,15 @@ class Watcher:
                 self._position, changes_max=RESPONSE_CHANGES_MAX, bytes_max=self._bytes_max
             )
             if not changes:
-                # All there is was taken: what else came since was not for this watch.
+                # What else came since was not for this watch.
                 self._position = max(position, self._feed.revision)
-                await self._wait()
-                return
+                return False
         if changes:
             sent = state_pb2.WatchChanges(changes=changes, revision=position)
             await self._send(state_pb2.WatchResponse(changes=sent))
             self._told = position
         self._position = position
+        return True
 
     async def _read_history(self) -> tuple[list[state_pb2.Change], int]:
         changes, position = await self._core.engine.state_changes(
@@ -156,7 +157,10 @@ class Watcher:
         await self._send(state_pb2.WatchResponse(bookmark=bookmark))
         self._told = self._position
 
-    async def _farewell(self) -> None:
+    async def _farewell(self, tail: Tail) -> None:
+        until = self._feed.revision
+        while self._position < until and not tail.overflowed and self._position >= tail.base:
+            await self._advance(tail)
         if self._position > self._told:
             await self._bookmark()
         await self._send(state_pb2.WatchResponse(draining=self._core.drain.message()))
