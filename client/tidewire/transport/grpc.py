@@ -41,8 +41,12 @@ class GrpcServerOptions:
     connection_idle_s: float = 300.0
     connection_age_s: float = 1_800.0
     connection_age_grace_s: float = 60.0
-    streams_max: int = 256
-    """Calls open at the same time on one connection."""
+    streams_max: int = 0
+    """Calls open at the same time on one connection; 0 takes the ``calls_max`` of raw wires.
+
+    A burst above it that is sent before the server's SETTINGS have come fails with UNAVAILABLE:
+    measured with 300 calls on a new connection and a limit of 256.
+    """
     connections_max: int = 10_000
     keepalive_s: float = 30.0
     keepalive_timeout_s: float = 10.0
@@ -79,7 +83,7 @@ def server_options(
         ("grpc.so_reuseport", 0),
         ("grpc.max_send_message_length", limits.message_bytes_max),
         ("grpc.max_receive_message_length", limits.message_bytes_max),
-        ("grpc.max_concurrent_streams", options.streams_max),
+        ("grpc.max_concurrent_streams", options.streams_max or limits.calls_max),
         ("grpc.max_metadata_size", options.metadata_bytes_max),
         ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
         ("grpc.server_handshake_timeout_ms", int(options.handshake_timeout_s * _MS)),
