@@ -1,0 +1,184 @@
+"""Live subscriptions over gRPC, on the real engine."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from support.events import Events, event_service, payloads
+from tidewire import errors
+from tidewire.v1 import common_pb2, event_pb2
+
+
+@pytest.fixture
+async def events(tmp_path: Path) -> AsyncIterator[Events]:
+    async with event_service(tmp_path) as running:
+        yield running
+
+
+async def test_what_is_published_reaches_who_listens(events: Events) -> None:
+    """A batch without a stream is handed to every matching subscription, and the answer says so."""
+    one = await events.live("orders.*")
+    two = await events.live("orders.>", "orders.eu")
+    other = await events.live("bills.>")
+
+    response = await events.publish("orders.eu", [b"a", b"b"])
+
+    assert 2 == response.receivers
+    assert common_pb2.DURABILITY_MEMORY == response.durability
+    assert not response.HasField("stored")
+    for subscription in (one, two):
+        delivery = await subscription.delivery()
+        assert [b"a", b"b"] == payloads(delivery)
+        assert 0 == delivery.first_sequence
+    await events.publish("bills.eu", [b"c"])
+    assert [b"c"] == payloads(await other.delivery())
+
+
+async def test_a_group_shares_the_batches(events: Events) -> None:
+    """Each batch goes to one member of a queue group, and to everybody outside of it."""
+    members = [await events.live("jobs", group="workers") for _ in range(3)]
+    outside = await events.live("jobs")
+
+    responses = [await events.publish("jobs", [b"%d" % i]) for i in range(30)]
+
+    assert {2} == {response.receivers for response in responses}
+    for i in range(30):
+        assert [b"%d" % i] == payloads(await outside.delivery())
+    got = [payloads(await member.delivery())[0] for member in members for _ in range(10)]
+    assert {b"%d" % i for i in range(30)} == set(got)
+
+
+async def test_a_stored_batch_is_seen_live_only_when_durable(events: Events) -> None:
+    """A subject that a stream takes reaches live subscriptions too, with the stream's name."""
+    await events.create_stream("ORDERS", "orders.>")
+    live = await events.live("orders.>")
+
+    response = await events.publish("orders.eu", [b"a"])
+
+    delivery = await live.delivery()
+    assert "ORDERS" == delivery.stream == response.stream
+    assert common_pb2.DURABILITY_FSYNC == response.durability
+    assert (1, 1) == (response.stored.first, response.stored.last)
+
+
+async def test_more_than_can_be_reached_is_refused(events: Events) -> None:
+    """A level that no stream can give is an error, and nobody hears of the batch."""
+    live = await events.live(">")
+    for level in (common_pb2.DURABILITY_OS, common_pb2.DURABILITY_FSYNC):
+        with pytest.raises(errors.NoStream):
+            await publish_typed(events, "orders", durability=level)
+    with pytest.raises(errors.DurabilityUnavailable):
+        await publish_typed(events, "orders", durability=common_pb2.DURABILITY_QUORUM)
+    with pytest.raises(errors.NoStream):
+        await publish_typed(events, "orders", expected_last_sequence=0)
+    with pytest.raises(errors.StreamNotFound):
+        await publish_typed(events, "orders", expected_stream="ORDERS")
+    await events.create_stream("ORDERS", "orders")
+    with pytest.raises(errors.NoStream):
+        await publish_typed(events, "bills", expected_stream="ORDERS")
+
+    await events.publish("bills", [b"this one"])
+
+    assert [b"this one"] == payloads(await live.delivery())
+
+
+async def publish_typed(events: Events, subject: str, **fields: object) -> None:
+    """Publish and raise the typed error."""
+    import grpc.aio
+
+    from support.events import typed
+
+    try:
+        await events.publish(subject, [b"x"], **fields)
+    except grpc.aio.AioRpcError as error:
+        raise typed(error) from error
+
+
+async def test_credit_is_respected(events: Events) -> None:
+    """Without credit nothing is sent; a batch may go over, the next one waits."""
+    live = await events.live("s", credit=None)
+    for i in range(3):
+        await events.publish("s", [b"%d" % i] * 2)
+    await grant(live.call, messages=1)
+    assert [b"0"] * 2 == payloads(await live.delivery())
+    await grant(live.call, messages=2)  # two were sent: nothing more
+    await grant(live.call, messages=3)
+    assert [b"1"] * 2 == payloads(await live.delivery())
+
+
+async def grant(call: object, *, messages: int) -> None:
+    """Give credit."""
+    credit = common_pb2.Credit(messages_until=messages, bytes_until=1 << 40)
+    await call.write(event_pb2.SubscribeRequest(credit=credit))  # type: ignore[attr-defined]
+
+
+async def test_bookmarks_when_idle(events: Events) -> None:
+    """A subscription on which nothing happens shows that it lives."""
+    open_idle = {"idle_bookmark": {"nanos": 100_000_000}}
+    live = await events.subscribe(live=event_pb2.LiveSource(subjects=["s"]), **open_idle)
+
+    bookmark = (await live.of_kind("bookmark")).bookmark
+
+    assert events.core.engine.epoch == bookmark.epoch
+
+
+@pytest.mark.parametrize(
+    ("open_", "error"),
+    [
+        ({}, errors.InvalidArgument),
+        ({"live": {"subjects": []}}, errors.InvalidArgument),
+        ({"live": {"subjects": ["a..b"]}}, errors.InvalidSubject),
+        ({"live": {"subjects": ["a"], "group": "x.y"}}, errors.InvalidSubject),
+        ({"live": {"subjects": ["a"]}, "client_id": "x" * 65}, errors.InvalidArgument),
+        ({"live": {"subjects": ["a"]}, "idle_bookmark": {"nanos": 1}}, errors.InvalidArgument),
+        ({"ordered": {"stream": "NONE"}}, errors.StreamNotFound),
+        ({"consumer": {"stream": "NONE", "consumer": "c"}}, errors.StreamNotFound),
+    ],
+)
+async def test_a_bad_open_is_refused(
+    events: Events, open_: dict[str, object], error: type[errors.TidewireError]
+) -> None:
+    """What cannot be opened is refused with a typed error."""
+    with pytest.raises(error):
+        await events.subscribe(**open_)
+
+
+async def test_a_client_must_read_the_codecs_in_use(events: Events) -> None:
+    """A client that cannot read every codec is told at once, not by a body it cannot read."""
+    call = events.stub.Subscribe()
+    open_ = event_pb2.SubscribeOpen(
+        live=event_pb2.LiveSource(subjects=["s"]), codecs=[common_pb2.CODEC_LZ4]
+    )
+    from support.events import Subscription
+
+    await call.write(event_pb2.SubscribeRequest(open=open_))
+
+    with pytest.raises(errors.CodecUnsupported):
+        await Subscription(call).next()
+
+
+async def test_open_comes_first_and_once(events: Events) -> None:
+    """The order of requests is held."""
+    from support.events import Subscription
+
+    call = events.stub.Subscribe()
+    await call.write(event_pb2.SubscribeRequest(credit=common_pb2.Credit()))
+    with pytest.raises(errors.ProtocolOrder):
+        await Subscription(call).next()
+    live = await events.live("s")
+    await live.call.write(event_pb2.SubscribeRequest(open=event_pb2.SubscribeOpen()))
+    with pytest.raises(errors.ProtocolOrder):
+        await live.next()
+
+
+async def test_a_cancelled_subscription_is_forgotten(events: Events) -> None:
+    """When a client goes away, nothing of its subscription stays."""
+    live = await events.live("s")
+    assert 1 == (await events.publish("s", [b"x"])).receivers
+    live.close()
+
+    async with asyncio.timeout(10):
+        while (await events.publish("s", [b"x"])).receivers:
+            await asyncio.sleep(0.01)
