@@ -19,6 +19,7 @@ class MemoryEngine:
         self.cluster_id = "cluster"
         self.epoch = 3
         self.durability_max = common_pb2.DURABILITY_OS
+        self.failure: BaseException | None = None
         self.members: dict[str, MemberRecord] = {}
         self.documents: dict[tuple[str, str], bytes] = {}
         self.put_error: Exception | None = None

@@ -1,0 +1,5 @@
+"""Heartbeats: who is alive."""
+
+from tidewire_server.services.heartbeat.service import HeartbeatService
+
+__all__ = ("HeartbeatService",)
