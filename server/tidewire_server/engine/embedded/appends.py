@@ -1,7 +1,8 @@
 """
 Storing a batch: every condition is judged first, then one row is written.
 
-Duplicates are found by producer sequence and by message id; what is new of a batch is stored as a selection of its body.
+Duplicates are found by producer sequence and by message id; what is new of a batch is stored as a
+selection of its body.
 """
 
 from collections.abc import Sequence
@@ -41,20 +42,17 @@ def _find_stream(session: Session, item: Append) -> Stream | None:
     subject = item.request.batch.subject
     expected = item.request.expected_stream
     if item.stream is not None:
-        stream = session.streams.by_name.get(item.stream)
-        if stream is None:
-            raise stream_not_found(item.stream)
-        return stream
+        return find_stream(session, item.stream)
     found = session.subjects.find(subject)
     if expected:
-        if expected not in session.streams.by_name:
-            raise stream_not_found(expected)
+        find_stream(session, expected)
         if not found or found[0].name != expected:
             raise errors.NoStream(
                 f"stream {expected!r} does not take subject {subject!r}",
                 metadata={"subject": subject, "stream": expected},
             )
     if not found:
+        session.connection.check_absence("streams", f"a stream that takes {subject!r}")
         if item.stream_required:
             raise errors.NoStream(
                 f"no stream takes subject {subject!r}; make one, or publish without durability",
@@ -62,6 +60,15 @@ def _find_stream(session: Session, item: Append) -> Stream | None:
             )
         return None
     return found[0]
+
+
+def find_stream(session: Session, name: str) -> Stream:
+    """The stream of this name, or `errors.StreamNotFound`."""
+    stream = session.streams.by_name.get(name)
+    if stream is None:
+        session.connection.check_absence("streams", f"stream {name!r}")
+        raise stream_not_found(name)
+    return stream
 
 
 def stream_not_found(name: str) -> errors.StreamNotFound:
@@ -78,7 +85,8 @@ def _check_stream(stream: Stream, request: event_pb2.PublishRequest) -> None:
         expected = request.expected_last_sequence
         if expected != stream.last_sequence:
             raise errors.WrongLastSequence(
-                f"stream {stream.name!r} is at sequence {stream.last_sequence}, expected {expected}",
+                f"stream {stream.name!r} is at sequence {stream.last_sequence}, expected "
+                f"{expected}",
                 metadata={
                     "subject": stream.name,
                     "stream": stream.name,
@@ -95,21 +103,20 @@ def _find_producer(session: Session, stream: Stream, batch: common_pb2.Batch) ->
     key = (stream.number, batch.producer_id)
     producer = session.producers.get(key)
     if producer is None:
+        # One that is not known yet is remembered when its first batch is stored.
         producer = Producer.load(session.connection, *key)
-        if producer is None:
-            producer = Producer(*key, epoch=batch.producer_epoch)
-        if len(session.producers) >= session.options.producers_max:
-            _forget_producer(session)
-        session.producers[key] = producer
+        producer = producer or Producer(*key, epoch=batch.producer_epoch)
     if batch.producer_epoch < producer.epoch:
         raise errors.ProducerFenced(
-            f"producer {producer.producer_id!r} has published with epoch {producer.epoch}; epoch {batch.producer_epoch} is over",
+            f"producer {producer.producer_id!r} has published with epoch {producer.epoch}; epoch "
+            f"{batch.producer_epoch} is over",
             metadata={"subject": producer.producer_id, "epoch": producer.epoch},
         )
     expected = producer.next_sequence if batch.producer_epoch == producer.epoch else 1
     if batch.producer_sequence > expected:
         raise errors.ProducerGap(
-            f"producer {producer.producer_id!r} sent sequence {batch.producer_sequence}, expected {expected}; "
+            f"producer {producer.producer_id!r} sent sequence {batch.producer_sequence}, expected "
+            f"{expected}; "
             "send what lies between, or begin a new epoch at 1",
             metadata={"subject": producer.producer_id, "expected_sequence": expected},
         )
@@ -117,7 +124,7 @@ def _find_producer(session: Session, stream: Stream, batch: common_pb2.Batch) ->
 
 
 def _forget_producer(session: Session) -> None:
-    """Make room: the one that was looked up first and has nothing to write."""
+    """Make room: the one that was remembered first and has nothing to write."""
     for key in session.producers:
         if key not in session.dirty_producers:
             del session.producers[key]
@@ -149,7 +156,10 @@ def _advance(
             recent = [*recent[-PRODUCER_BATCHES_KEPT + 1 :], entry]
     producer.recent = recent
     producer.time_ns = session.now_ns
-    session.dirty_producers[producer.stream, producer.producer_id] = producer
+    key = (producer.stream, producer.producer_id)
+    if key not in session.producers and len(session.producers) >= session.options.producers_max:
+        _forget_producer(session)
+    session.producers[key] = session.dirty_producers[key] = producer
 
 
 # Duplicates.
@@ -163,7 +173,10 @@ def _find_copies(
     *,
     remembers: bool,
 ) -> dict[int, int]:
-    """Messages of the batch that were stored before, by index, with their sequence (0: not known any more)."""
+    """
+    Messages of the batch that were stored before, by index, with their sequence (0: not known any
+    more).
+    """
     copies: dict[int, int] = {}
     if producer is not None and batch.producer_epoch == producer.epoch:
         known = min(producer.next_sequence - batch.producer_sequence, batch.count)
@@ -275,6 +288,7 @@ def _check_room(stream: Stream, count: int, size: int) -> None:
     ):
         if limit and kept + more > limit:
             raise errors.StreamFull(
-                f"stream {stream.name!r} keeps {kept} {what} and takes at most {limit}; {more} more do not fit",
+                f"stream {stream.name!r} keeps {kept} {what} and takes at most {limit}; {more} "
+                "more do not fit",
                 metadata={"stream": stream.name, f"{what}_max": limit, what: kept},
             )

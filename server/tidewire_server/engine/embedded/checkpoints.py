@@ -1,56 +1,84 @@
 """
 Checkpoints and their chunks.
 
-A chunk is stored once under its SHA-256 and counts the checkpoints that use it; one that none uses is kept for a grace, so that
-an upload may precede its commit. A checkpoint is a row of its own: the one before stays readable until the new one is durable.
+A chunk is stored once under its SHA-256 and counts the checkpoints that use it; one that none uses
+is kept for a grace, so that an upload may precede its commit. A checkpoint is a row of its own: the
+one before stays readable until the new one is durable.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import apsw
+from dataclasses import dataclass, replace
 
 from tidewire import errors
 from tidewire.v1 import checkpoint_pb2
 from tidewire_server.engine.base import CheckpointWrite
 from tidewire_server.engine.embedded import rows
+from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.session import Session
 
 KEEP_DEFAULT = 3
 _COLUMNS = "operator, revision, crc, head, chunks, inline"
+_NEWEST_FIRST = (
+    f"SELECT {_COLUMNS} FROM checkpoints WHERE operator=? AND revision<? "  # noqa: S608
+    "ORDER BY revision DESC LIMIT ?"
+)
+_LAST_OF_EACH = (
+    "SELECT operator, revision, checkpoints.crc, head, chunks, inline FROM checkpoints JOIN "
+    "operators "
+    "ON operator=name AND revision=current_revision WHERE name>? ORDER BY name LIMIT ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """An operator: who may commit, and how many checkpoints it keeps."""
+    """
+    An operator: who may commit, and how many checkpoints it keeps.
+
+    Attributes:
+        last_revision: Last revision given.
+        current_revision: Revision of the last checkpoint; 0 when there is none.
+    """
 
     name: str
     epoch: int
     keep: int
     last_revision: int
+    current_revision: int
 
     def save(self, session: Session) -> None:
         """Store the row."""
-        columns = (self.name, self.epoch, self.keep, self.last_revision)
+        columns = (
+            self.name,
+            self.epoch,
+            self.keep,
+            self.last_revision,
+            self.current_revision,
+        )
         session.execute(
-            "INSERT OR REPLACE INTO operators VALUES (?,?,?,?,?)", *columns, rows.seal(*columns)
+            "INSERT OR REPLACE INTO operators VALUES (?,?,?,?,?,?)", *columns, rows.seal(*columns)
         )
 
 
 def _find_operator(session: Session, name: str) -> Operator | None:
-    row = session.row("SELECT * FROM operators WHERE name=?", name)
+    return find_operator(session.connection, name)
+
+
+def find_operator(connection: Connection, name: str) -> Operator | None:
+    """An operator; ``None`` when it was never acquired."""
+    row = connection.execute("SELECT * FROM operators WHERE name=?", (name,)).get
     if row is None:
+        connection.check_absence("operators", f"operator {name!r}")
         return None
     if not rows.fits(row[-1], *row[:-1]):
         raise _corrupt(name, 0)
-    return Operator(*row[:4])
+    return Operator(*row[:5])
 
 
 def acquire(session: Session, name: str, keep: int) -> tuple[int, checkpoint_pb2.Checkpoint | None]:
     """Give an operator its next epoch; return it with the last checkpoint, without its state."""
-    known = _find_operator(session, name) or Operator(name, 0, KEEP_DEFAULT, 0)
-    operator = Operator(name, known.epoch + 1, keep or known.keep, known.last_revision)
+    known = _find_operator(session, name) or Operator(name, 0, KEEP_DEFAULT, 0, 0)
+    operator = replace(known, epoch=known.epoch + 1, keep=keep or known.keep)
     operator.save(session)
     _drop_old(session, operator)
     return operator.epoch, load(session.connection, name, 0, with_state=False)
@@ -61,10 +89,11 @@ def write(session: Session, item: CheckpointWrite) -> int:
     operator = _find_operator(session, item.operator)
     _check_epoch(operator, item)
     assert operator is not None
-    last = _last_revision(session.connection, item.operator)
+    last = operator.current_revision
     if item.expected_revision is not None and item.expected_revision != last:
         raise errors.RevisionMismatch(
-            f"operator {item.operator!r} is at revision {last}, expected {item.expected_revision}; load it again",
+            f"operator {item.operator!r} is at revision {last}, expected {item.expected_revision}; "
+            "load it again",
             metadata={
                 "subject": item.operator,
                 "actual_revision": last,
@@ -89,7 +118,7 @@ def write(session: Session, item: CheckpointWrite) -> int:
         rows.seal(*columns),
         *columns[2:],
     )
-    changed = Operator(operator.name, operator.epoch, operator.keep, head.revision)
+    changed = replace(operator, last_revision=head.revision, current_revision=head.revision)
     changed.save(session)
     _drop_old(session, changed)
     return head.revision
@@ -99,7 +128,8 @@ def _check_epoch(operator: Operator | None, item: CheckpointWrite) -> None:
     epoch = operator.epoch if operator is not None else 0
     if operator is None or item.epoch != epoch:
         raise errors.OperatorFenced(
-            f"operator {item.operator!r} is held with epoch {epoch}, not {item.epoch}; acquire it again",
+            f"operator {item.operator!r} is held with epoch {epoch}, not {item.epoch}; acquire it "
+            "again",
             metadata={"subject": item.operator, "epoch": epoch},
         )
 
@@ -110,7 +140,8 @@ def _head(session: Session, item: CheckpointWrite, revision: int) -> checkpoint_
         found = hashlib.sha256(item.inline).digest()
         if digest and digest != found:
             raise errors.DigestMismatch(
-                f"the state of operator {item.operator!r} has SHA-256 {found.hex()}, not {digest.hex()}"
+                f"the state of operator {item.operator!r} has SHA-256 {found.hex()}, not "
+                f"{digest.hex()}"
             )
         digest = found
     size = len(item.inline) if item.inline is not None else sum(n for _, n in item.chunks)
@@ -127,18 +158,10 @@ def _head(session: Session, item: CheckpointWrite, revision: int) -> checkpoint_
     return head
 
 
-def _last_revision(connection: apsw.Connection, operator: str) -> int:
-    return (
-        connection.execute(
-            "SELECT max(revision) FROM checkpoints WHERE operator=?", (operator,)
-        ).get
-        or 0
-    )
-
-
 def _drop_old(session: Session, operator: Operator) -> None:
     old = session.execute(
-        "SELECT revision FROM checkpoints WHERE operator=? ORDER BY revision DESC LIMIT -1 OFFSET ?",
+        "SELECT revision FROM checkpoints WHERE operator=? ORDER BY revision DESC LIMIT -1 OFFSET "
+        "?",
         operator.name,
         operator.keep,
     )
@@ -161,7 +184,8 @@ def _drop(session: Session, operator: str, revision: int) -> None:
 
 def delete(session: Session, operator: str, revision: int) -> int:
     """Delete one checkpoint that is not the last, or all (0); return how many."""
-    last = _last_revision(session.connection, operator)
+    known = _find_operator(session, operator)
+    last = known.current_revision if known is not None else 0
     if revision == 0:
         found = session.execute("SELECT revision FROM checkpoints WHERE operator=?", operator)
         revisions = [value for (value,) in found]
@@ -172,13 +196,16 @@ def delete(session: Session, operator: str, revision: int) -> int:
         revisions = [value for (value,) in found]
         if revision == last:
             raise errors.FailedPrecondition(
-                f"revision {revision} is the last checkpoint of operator {operator!r}; it goes only with all of them (revision 0)",
+                f"revision {revision} is the last checkpoint of operator {operator!r}; it goes "
+                "only with all of them (revision 0)",
                 metadata={"subject": operator},
             )
     if not revisions:
         raise _not_found(operator, revision)
     for value in revisions:
         _drop(session, operator, value)
+    if known is not None and revision == 0:
+        replace(known, current_revision=0).save(session)
     return len(revisions)
 
 
@@ -213,14 +240,14 @@ def _touch_chunk(session: Session, digest: bytes) -> bool:
     return True
 
 
-def _find_chunk(connection: apsw.Connection, digest: bytes) -> tuple[int, int, int] | None:
+def _find_chunk(connection: Connection, digest: bytes) -> tuple[int, int, int] | None:
     row = connection.execute("SELECT * FROM chunks WHERE digest=?", (digest,)).get
     if row is None or not rows.fits(row[-1], *row[:-1]):
         return None
     return row[1], row[2], row[3]
 
 
-def _read_chunk(connection: apsw.Connection, data_id: int, digest: bytes) -> bytes | None:
+def _read_chunk(connection: Connection, data_id: int, digest: bytes) -> bytes | None:
     data = connection.execute("SELECT data FROM chunk_data WHERE id=?", (data_id,)).get
     if not isinstance(data, bytes) or not rows.fits_digest(digest, data):
         return None
@@ -248,7 +275,8 @@ def _use_chunks(session: Session, item: CheckpointWrite) -> None:
             )
     if missing:
         raise errors.ChunksMissing(
-            f"{len(missing)} chunks of the state are not there, the first is {missing[0].hex()}; store them first",
+            f"{len(missing)} chunks of the state are not there, the first is {missing[0].hex()}; "
+            "store them first",
             metadata={"missing": len(missing), "first_missing": missing[0].hex()},
         )
     _count_uses(session, {digest for digest, _ in item.chunks}, 1)
@@ -278,7 +306,7 @@ def sweep_chunks(session: Session, rows_max: int) -> int:
     return len(found)
 
 
-def get_chunk(connection: apsw.Connection, digest: bytes) -> bytes:
+def get_chunk(connection: Connection, digest: bytes) -> bytes:
     """The bytes of a chunk, checked against its digest."""
     row = connection.execute("SELECT * FROM chunks WHERE digest=?", (digest,)).get
     if row is None:
@@ -297,18 +325,22 @@ def get_chunk(connection: apsw.Connection, digest: bytes) -> bytes:
 
 
 def load(
-    connection: apsw.Connection, operator: str, revision: int, *, with_state: bool
+    connection: Connection, operator: str, revision: int, *, with_state: bool
 ) -> checkpoint_pb2.Checkpoint | None:
     """A checkpoint (0: the last one); ``None`` when the operator has none at all."""
-    wanted = revision or _last_revision(connection, operator)
+    known = find_operator(connection, operator)
+    current = known.current_revision if known is not None else 0
+    wanted = revision or current
     if not wanted:
         return None
     row = connection.execute(
         f"SELECT {_COLUMNS} FROM checkpoints WHERE operator=? AND revision=?",  # noqa: S608
         (operator, wanted),
     ).get
-    if row is None:
+    if row is None and wanted != current:
         raise _not_found(operator, revision)
+    if row is None or row[:2] != (operator, wanted):
+        raise _corrupt(operator, wanted)
     return _parse(row, with_state=with_state)
 
 
@@ -333,19 +365,17 @@ def _parse(row: Sequence[object], *, with_state: bool) -> checkpoint_pb2.Checkpo
 
 
 def list_checkpoints(
-    connection: apsw.Connection, operator: str, before: str, checkpoints_max: int
+    connection: Connection, operator: str, before: str, checkpoints_max: int
 ) -> tuple[list[checkpoint_pb2.Checkpoint], str]:
-    """Checkpoints of one operator newest first, or the last one of each by name, and the token to go on with."""
+    """
+    Checkpoints of one operator newest first, or the last one of each by name, and the token to go
+    on with.
+    """
     if operator:
         limit = int(before) if before.isdigit() else 2**62
-        sql = f"SELECT {_COLUMNS} FROM checkpoints WHERE operator=? AND revision<? ORDER BY revision DESC LIMIT ?"  # noqa: S608
-        found = connection.execute(sql, (operator, limit, checkpoints_max + 1))
+        found = connection.execute(_NEWEST_FIRST, (operator, limit, checkpoints_max + 1))
     else:
-        sql = (
-            f"SELECT {_COLUMNS} FROM checkpoints JOIN (SELECT operator AS o, max(revision) AS r FROM checkpoints "  # noqa: S608
-            "WHERE operator>? GROUP BY operator ORDER BY operator LIMIT ?) ON operator=o AND revision=r ORDER BY operator"
-        )
-        found = connection.execute(sql, (before, checkpoints_max + 1))
+        found = connection.execute(_LAST_OF_EACH, (before, checkpoints_max + 1))
     listed = [_parse(row, with_state=False) for row in found]
     if len(listed) <= checkpoints_max:
         return listed, ""

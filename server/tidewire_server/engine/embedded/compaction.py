@@ -1,7 +1,8 @@
 """
 Forgetting State's history.
 
-Compacting to a revision is a promise made at once (one number); the rows go afterwards, a bounded number with each sweep.
+Compacting to a revision is a promise made at once (one number); the rows go afterwards, a bounded
+number with each sweep.
 """
 
 from tidewire import errors
@@ -11,7 +12,9 @@ from tidewire_server.engine.embedded.session import Session
 
 
 def compact(session: Session, revision: int) -> int:
-    """Promise nothing before a revision any more; return the oldest revision one can resume from."""
+    """
+    Promise nothing before a revision any more; return the oldest revision one can resume from.
+    """
     current = session.number("state_revision")
     if revision > current:
         raise errors.RevisionInFuture(
@@ -39,7 +42,10 @@ def bound_history(session: Session) -> None:
 
 
 def sweep(session: Session, rows_max: int) -> int:
-    """Remove rows that the promise does not cover, looking at no more than so many; return how many were looked at."""
+    """
+    Remove rows that the promise does not cover, looking at no more than so many; return how many
+    were looked at.
+    """
     swept = session.number("swept_revision")
     compacted = session.number("compacted_revision")
     if swept >= compacted:

@@ -11,6 +11,33 @@ from tidewire import errors
 from tidewire_server.engine.embedded import rows, schema
 from tidewire_server.engine.embedded.options import EngineOptions, database_path
 
+
+class Connection(apsw.Connection):
+    """
+    A connection that knows what was found damaged when the store was opened.
+
+    Attributes:
+        damaged: Tables in which a row that is not found may be a row that was lost.
+    """
+
+    damaged: frozenset[str] = frozenset()
+
+    def check_absence(self, table: str, what: str) -> None:
+        """
+        Believe that something is not there.
+
+        Raises:
+            DataCorrupt: The table is damaged, so it may have been there.
+        """
+        if table in self.damaged:
+            raise errors.DataCorrupt(
+                f"{what} is not found, but the store's list of {table} is damaged: it may have "
+                "been "
+                "there; restore it from a backup, or make it again",
+                metadata={"table": table},
+            )
+
+
 STATEMENTS_CACHED: Final = 256
 _PAGE_BYTES: Final = 4096
 
@@ -77,9 +104,9 @@ def flush_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def open_writer(directory: Path, options: EngineOptions) -> apsw.Connection:
+def open_writer(directory: Path, options: EngineOptions) -> Connection:
     """The connection of the writer thread."""
-    connection = apsw.Connection(
+    connection = Connection(
         str(database_path(directory)),
         flags=apsw.SQLITE_OPEN_READWRITE,
         vfs=options.vfs or None,
@@ -96,9 +123,19 @@ def open_writer(directory: Path, options: EngineOptions) -> apsw.Connection:
     return connection
 
 
-def open_reader(directory: Path, options: EngineOptions) -> apsw.Connection:
+def open_probe(directory: Path, options: EngineOptions) -> Connection:
+    """A connection that changes nothing, not even by copying the write-ahead log when it closes."""
+    connection = Connection(
+        str(database_path(directory)), flags=apsw.SQLITE_OPEN_READONLY, vfs=options.vfs or None
+    )
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.execute("PRAGMA query_only=1")
+    return connection
+
+
+def open_reader(directory: Path, options: EngineOptions) -> Connection:
     """A connection that can only read."""
-    connection = apsw.Connection(
+    connection = Connection(
         str(database_path(directory)),
         flags=apsw.SQLITE_OPEN_READWRITE,
         vfs=options.vfs or None,

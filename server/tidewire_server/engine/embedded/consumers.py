@@ -4,9 +4,9 @@ from tidewire import errors
 from tidewire.v1 import event_pb2
 from tidewire_server.engine.base import Settle
 from tidewire_server.engine.embedded import ranges, rows, schema
+from tidewire_server.engine.embedded.appends import find_stream
 from tidewire_server.engine.embedded.facts import Consumer, Stream
 from tidewire_server.engine.embedded.session import Session
-from tidewire_server.engine.embedded.streams import find as find_stream
 
 
 def consumer_not_found(stream: str, name: str) -> errors.ConsumerNotFound:
@@ -40,6 +40,7 @@ def _load(session: Session, stream: Stream, name: str) -> Consumer | None:
     if consumer is None:
         row = session.row("SELECT * FROM consumers WHERE stream=? AND name=?", *key)
         if row is None:
+            session.connection.check_absence("consumers", f"consumer {name!r}")
             return None
         consumer = session.consumers[key] = parse(row)
     return consumer
@@ -52,7 +53,8 @@ def create(session: Session, stream_name: str, config: event_pb2.ConsumerConfig)
     if known is not None:
         if known.config != config:
             raise errors.ConsumerExists(
-                f"consumer {config.name!r} of stream {stream_name!r} is there with another configuration; delete it first",
+                f"consumer {config.name!r} of stream {stream_name!r} is there with another "
+                "configuration; delete it first",
                 metadata={"stream": stream_name, "consumer": config.name},
             )
         return known
@@ -92,7 +94,8 @@ def sequence_at(session: Session, stream: Stream, time_ns: int) -> int:
     while low < high:
         middle = (low + high) // 2
         row = session.row(
-            "SELECT id, last_sequence, time_ns FROM batches WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
+            "SELECT id, last_sequence, time_ns FROM batches WHERE id BETWEEN ? AND ? ORDER BY id "
+            "DESC LIMIT 1",
             schema.batch_id(stream.number, 0),
             schema.batch_id(stream.number, middle),
         )
@@ -128,7 +131,8 @@ def settle(session: Session, item: Settle) -> None:
         raise consumer_not_found(item.stream, item.consumer)
     if item.through is not None and item.through < consumer.floor:
         raise errors.PositionBackwards(
-            f"consumer {item.consumer!r} of stream {item.stream!r} is at sequence {consumer.floor}; "
+            f"consumer {item.consumer!r} of stream {item.stream!r} is at sequence "
+            f"{consumer.floor}; "
             f"it cannot be moved back to {item.through}",
             metadata={
                 "stream": item.stream,
@@ -138,7 +142,8 @@ def settle(session: Session, item: Settle) -> None:
         )
     if item.through is not None and item.through > stream.last_sequence:
         raise errors.RevisionInFuture(
-            f"stream {item.stream!r} is at sequence {stream.last_sequence}; {item.through} does not exist yet",
+            f"stream {item.stream!r} is at sequence {stream.last_sequence}; {item.through} does "
+            "not exist yet",
             metadata={"stream": item.stream, "last_sequence": stream.last_sequence},
         )
     _remember(session, consumer)

@@ -64,6 +64,8 @@ class EmbeddedEngine(StreamEngine):
     Attributes:
         writer: Its counters say what group commit does and costs.
         readers: Reader threads.
+        damaged: Tables that were found damaged at the start; absence in them is not believed.
+        damaged_rows: Rows that were, for the log.
     """
 
     name = "embedded"
@@ -76,6 +78,8 @@ class EmbeddedEngine(StreamEngine):
         self.cluster_id = store.cluster_id
         self.epoch = store.epoch
         self.options = store.session.options
+        self.damaged = frozenset(store.damage.tables)
+        self.damaged_rows = tuple(store.damage.rows)
         self._store = store
         self._loop = loop
         self._views = store.views

@@ -3,20 +3,25 @@
 import json
 from dataclasses import dataclass, field
 
-import apsw
-
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.engine.embedded import ranges, rows, schema
+from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.message_ids import MessageIds
 
 PRODUCER_BATCHES_KEPT = 16
-"""Batches of a producer whose place is remembered, to answer a repeated publish with the first copy's sequences."""
+"""
+Batches of a producer whose place is remembered, to answer a repeated publish with the first copy's
+sequences.
+"""
 DEDUP_WINDOW_NS_DEFAULT = 120 * 10**9
 
 
 @dataclass(slots=True)
 class Stream:
-    """A stream: configuration and counters. ``first_sequence`` is ``last_sequence + 1`` when nothing is kept."""
+    """
+    A stream: configuration and counters. ``first_sequence`` is ``last_sequence + 1`` when nothing
+    is kept.
+    """
 
     number: int
     name: str
@@ -62,7 +67,7 @@ class Stream:
             self.last_time_ns,
         ) = counters
 
-    def save(self, connection: apsw.Connection) -> None:
+    def save(self, connection: Connection) -> None:
         """Store the row."""
         columns: tuple[rows.Column, ...] = (
             self.number,
@@ -83,15 +88,14 @@ class Streams:
 
     def __init__(self) -> None:
         self.by_name: dict[str, Stream] = {}
-        self.damaged = 0
 
-    def load(self, connection: apsw.Connection, message_ids_max: int) -> None:
-        """Read streams and the message ids of their windows. A damaged row is counted and left alone."""
+    def load(self, connection: Connection, message_ids_max: int) -> None:
+        """
+        Read streams and the message ids of their windows. A damaged row is left alone.
+        """
         self.by_name = {}
-        self.damaged = 0
         for *columns, crc in connection.execute("SELECT * FROM streams"):
             if not rows.fits(crc, *columns):
-                self.damaged += 1
                 continue
             number, name, config, created_ns, *counters, deleted = columns
             if deleted:
@@ -140,7 +144,7 @@ class Consumer:
         self.delivered_through = state.delivered_through
         self.given_up = state.given_up
 
-    def save(self, connection: apsw.Connection) -> None:
+    def save(self, connection: Connection) -> None:
         """Store the row."""
         columns = (
             self.stream,
@@ -161,7 +165,8 @@ class Producer:
 
     Attributes:
         next_sequence: Producer sequence that comes next.
-        recent: Last batches: producer sequence of the first message, messages, sequence in the stream.
+        recent: Last batches: producer sequence of the first message, messages, sequence in the
+            stream.
     """
 
     stream: int
@@ -171,7 +176,7 @@ class Producer:
     recent: list[tuple[int, int, int]] = field(default_factory=list)
     time_ns: int = 0
 
-    def save(self, connection: apsw.Connection) -> None:
+    def save(self, connection: Connection) -> None:
         """Store the row."""
         recent = json.dumps([self.next_sequence, self.recent], separators=(",", ":"))
         columns = (self.stream, self.producer_id, self.epoch, recent, self.time_ns)
@@ -180,7 +185,7 @@ class Producer:
         )
 
     @classmethod
-    def load(cls, connection: apsw.Connection, stream: int, producer_id: str) -> "Producer | None":
+    def load(cls, connection: Connection, stream: int, producer_id: str) -> "Producer | None":
         """Read a producer; ``None`` when it is not known, or its row is damaged."""
         row = connection.execute(
             "SELECT * FROM producers WHERE stream=? AND producer_id=?", (stream, producer_id)

@@ -24,7 +24,10 @@ _MAGIC: Final = b"SQLite format 3\x00"
 
 
 class StoreLock:
-    """Exclusive right to a store, held until `release`; the operating system releases it when the process ends."""
+    """
+    Exclusive right to a store, held until `release`; the operating system releases it when the
+    process ends.
+    """
 
     def __init__(self, directory: Path) -> None:
         """
@@ -51,7 +54,8 @@ class StoreLock:
                     f"the store at {directory} cannot be locked: {exc.strerror}"
                 ) from exc
             raise errors.StoreLocked(
-                f"the store at {directory} is in use by process {holder or 'unknown'}; end it or choose another directory",
+                f"the store at {directory} is in use by process {holder or 'unknown'}; end it or "
+                "choose another directory",
                 metadata={"pid": holder},
             ) from None
         os.ftruncate(self._descriptor, 0)
@@ -66,7 +70,8 @@ class Ballast:
     """
     A file that holds space back.
 
-    When the disk is full it is given up, so that deleting, which needs room in the write-ahead log, is still possible.
+    When the disk is full it is given up, so that deleting, which needs room in the write-ahead log,
+    is still possible.
     """
 
     def __init__(self, directory: Path, size: int) -> None:

@@ -3,11 +3,10 @@
 import json
 from collections.abc import Sequence
 
-import apsw
-
 from tidewire import errors
 from tidewire_server.engine.base import MemberRecord
 from tidewire_server.engine.embedded import rows
+from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.session import Session
 
 
@@ -51,9 +50,12 @@ def join(session: Session, node_id: str, lease_s: float, groups: Sequence[str]) 
     """Give a node its next incarnation and the next fencing token of the store."""
     row = session.row("SELECT * FROM members WHERE node_id=?", node_id)
     token = session.number("fencing_token") + 1
-    # A damaged row cannot say the last incarnation; the token is higher than any incarnation there was.
+    # A damaged row cannot say the last incarnation; the token is higher than any incarnation there
+    # was.
     whole = row is not None and rows.fits(row[-1], *row[:-1])
-    incarnation = row[1] + 1 if whole else 1 if row is None else token
+    known = whole or (row is None and "members" not in session.connection.damaged)
+    last = row[1] if whole else 0
+    incarnation = last + 1 if known else token
     session.set_number("fencing_token", token)
     member = MemberRecord(node_id, incarnation, token, lease_s, tuple(groups))
     _save(session, member)
@@ -80,9 +82,14 @@ def mark_gone(session: Session, node_id: str, incarnation: int) -> None:
         )
 
 
-def list_all(connection: apsw.Connection) -> list[MemberRecord]:
-    """All members, by node id."""
-    return [_parse(row) for row in connection.execute("SELECT * FROM members ORDER BY node_id")]
+def list_all(connection: Connection) -> list[MemberRecord]:
+    """
+    All members, by node id.
+
+    One whose record is damaged is left out: it has to join again, and gets a higher token.
+    """
+    found = connection.execute("SELECT * FROM members ORDER BY node_id")
+    return [_parse(row) for row in found if rows.fits(row[-1], *row[:-1])]
 
 
 # Documents.
@@ -101,17 +108,14 @@ def put_document(session: Session, kind: str, name: str, body: bytes, expires_ns
     )
 
 
-def list_documents(connection: apsw.Connection, kind: str, now_ns: int) -> list[tuple[str, bytes]]:
-    """Names and bodies of the documents of a kind that have not expired."""
+def list_documents(connection: Connection, kind: str, now_ns: int) -> list[tuple[str, bytes]]:
+    """Names and bodies of the documents of a kind that are whole and have not expired."""
     found: list[tuple[str, bytes]] = []
     for row_kind, name, expires_ns, crc, body in connection.execute(
         "SELECT * FROM documents WHERE kind=? ORDER BY name", (kind,)
     ):
-        if not rows.fits(crc, row_kind, name, expires_ns, body):
-            raise errors.DataCorrupt(
-                f"the stored {kind} {name!r} is damaged", metadata={"kind": kind, "name": str(name)}
-            )
-        if not expires_ns or expires_ns > now_ns:
+        whole = rows.fits(crc, row_kind, name, expires_ns, body)
+        if whole and (not expires_ns or expires_ns > now_ns):
             found.append((name, body))
     return found
 

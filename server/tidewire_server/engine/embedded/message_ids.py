@@ -1,18 +1,17 @@
 """
 Message ids of one stream within its window.
 
-They are stored with the batches that carry them, so remembering costs no writing: at a start they are read from the batches of
-the window, and from a table for batches that were removed within it.
+They are stored with the batches that carry them, so remembering costs no writing: at a start they
+are read from the batches of the window, and from a table for batches that were removed within it.
 """
 
 import json
 from collections import deque
 from collections.abc import Sequence
 
-import apsw
-
 from tidewire.v1 import common_pb2
 from tidewire_server.engine.embedded import rows, schema
+from tidewire_server.engine.embedded.connections import Connection
 
 Stored = Sequence[tuple[str, int]]
 
@@ -34,7 +33,9 @@ def ids_of(batch: common_pb2.Batch, first_sequence: int) -> list[tuple[str, int]
 
 
 class MessageIds:
-    """Ids that were stored, with their sequence, oldest first; at most as many as the caller allows."""
+    """
+    Ids that were stored, with their sequence, oldest first; at most as many as the caller allows.
+    """
 
     def __init__(self) -> None:
         self._sequences: dict[str, int] = {}
@@ -66,7 +67,7 @@ class MessageIds:
             if self._sequences.get(message_id) == sequence:
                 del self._sequences[message_id]
 
-    def load(self, connection: apsw.Connection, stream: int, window_ns: int, ids_max: int) -> None:
+    def load(self, connection: Connection, stream: int, window_ns: int, ids_max: int) -> None:
         """Read the ids of the window that ends with the newest batch. Damaged rows are left out."""
         self._sequences.clear()
         self._batches.clear()
@@ -101,7 +102,7 @@ class MessageIds:
             self.add(stored_ns, stored)
 
     @staticmethod
-    def _read(connection: apsw.Connection, identifier: int) -> Stored:
+    def _read(connection: Connection, identifier: int) -> Stored:
         row = connection.execute(
             "SELECT id, last_sequence, time_ns, has_ids, subject, dead_letter, batch, crc "
             "FROM batches WHERE id=?",

@@ -7,16 +7,19 @@ from pathlib import Path
 import apsw
 
 from tidewire import errors
-from tidewire_server.engine.embedded import quarantine, ranges, rows
+from tidewire_server.engine.embedded import quarantine, ranges
 from tidewire_server.engine.embedded.connections import (
+    Connection,
     check_library,
     make_database,
+    open_probe,
     open_reader,
     open_writer,
 )
 from tidewire_server.engine.embedded.files import Ballast, StoreLock, inspect_database
-from tidewire_server.engine.embedded.options import EngineOptions
+from tidewire_server.engine.embedded.options import EngineOptions, database_path
 from tidewire_server.engine.embedded.session import Session
+from tidewire_server.engine.embedded.verification import Damage, look_through
 from tidewire_server.engine.embedded.views import StreamView, views_of
 
 
@@ -27,11 +30,12 @@ class Store:
     lock: StoreLock
     ballast: Ballast
     session: Session
-    readers: list[apsw.Connection]
+    readers: list[Connection]
     views: dict[str, StreamView]
     quarantined: dict[int, list[ranges.Range]]
     cluster_id: str
     epoch: int
+    damage: Damage
 
     def release(self) -> None:
         """Let others have it."""
@@ -41,6 +45,7 @@ class Store:
 def open_store(directory: Path, options: EngineOptions) -> Store:
     """Open a store, making it when it is not there. See `open_engine` for what is raised."""
     check_library()
+    inspect_database(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
@@ -60,15 +65,17 @@ def open_store(directory: Path, options: EngineOptions) -> Store:
 def _open(directory: Path, options: EngineOptions, lock: StoreLock) -> Store:
     with contextlib.ExitStack() as opened:
         try:
+            damage = _probe(directory, options)
             writer = open_writer(directory, options)
             opened.callback(writer.close)
+            writer.damaged = frozenset(damage.tables)
             session = Session(writer, options)
             session.reload()
-            _check_facts(session)
             epoch = _next_epoch(session)
-            readers = []
+            readers: list[Connection] = []
             for _ in range(options.readers):
                 readers.append(open_reader(directory, options))
+                readers[-1].damaged = writer.damaged
                 opened.callback(readers[-1].close)
             ballast = Ballast(directory, options.ballast_bytes)
             ballast.take()
@@ -81,12 +88,34 @@ def _open(directory: Path, options: EngineOptions, lock: StoreLock) -> Store:
                 quarantine.load(writer),
                 str(session.meta["cluster_id"]),
                 epoch,
+                damage,
             )
         except apsw.Error as exc:
             raise _unusable(directory, exc) from exc
         opened.pop_all()
         session.view_changed = False
         return store
+
+
+def _probe(directory: Path, options: EngineOptions) -> Damage:
+    """Look through the store without changing it; refuse one whose own facts are damaged."""
+    path = database_path(directory)
+    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
+    made = [file for file in beside if not file.exists()]
+    connection = open_probe(directory, options)
+    try:
+        damage = look_through(connection)
+    finally:
+        connection.close()
+        for file in made:
+            file.unlink(missing_ok=True)
+    if "meta" in damage.tables:
+        raise errors.StoreUnusable(
+            f"the store at {directory} has lost what holds it together; restore it from a backup. "
+            "Nothing was changed",
+            metadata={"path": str(path)},
+        )
+    return damage
 
 
 def _unusable(directory: Path, exc: apsw.Error) -> errors.TidewireError:
@@ -99,14 +128,6 @@ def _unusable(directory: Path, exc: apsw.Error) -> errors.TidewireError:
     else:
         why = "the disk reports an error"
     return errors.StoreUnusable(f"the store at {directory} cannot be used: {why}")
-
-
-def _check_facts(session: Session) -> None:
-    for name, value, crc in session.execute("SELECT * FROM meta"):
-        if not rows.fits(crc, name, value):
-            raise errors.StoreUnusable(
-                f"the store's {str(name).replace('_', ' ')} is damaged; restore it from a backup"
-            )
 
 
 def _next_epoch(session: Session) -> int:

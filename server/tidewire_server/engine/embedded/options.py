@@ -14,14 +14,17 @@ class EngineOptions:
     Attributes:
         group_transactions_max: Most transactions of one commit.
         group_bytes_max: Most bytes of one commit; a single transaction may be larger.
-        pending_transactions_max: Transactions that may wait for the writer; more are `errors.Overloaded`.
+        pending_transactions_max: Transactions that may wait for the writer; more are
+            `errors.Overloaded`.
         pending_bytes_max: Bytes that may wait for the writer; more are `errors.Overloaded`.
         reads_pending_max: Reads that may wait; more are `errors.Overloaded`.
         readers: Reader threads.
         cache_bytes: Page cache of each connection.
         wal_pages_max: Pages in the write-ahead log at which it is copied into the database.
-        history_changes_max: State changes kept; older ones are compacted by themselves. 10 % over before it starts.
-        message_ids_max: Message ids remembered over all streams; beyond, the oldest of a stream go before their window ends.
+        history_changes_max: State changes kept; older ones are compacted by themselves. 10 % over
+            before it starts.
+        message_ids_max: Message ids remembered over all streams; beyond, the oldest of a stream go
+            before their window ends.
         producers_max: Producers remembered in memory; all are stored.
         producer_idle_s: A producer that published nothing for so long is forgotten.
         sweep_interval_s: How often what is over (age, deleted streams, old requests) is removed.
@@ -29,9 +32,11 @@ class EngineOptions:
         ballast_bytes: Space held back, given up when the disk is full so that deleting is possible.
         chunk_grace_s: How long a chunk that no checkpoint needs is kept.
         documents_max: Documents of one kind.
-        synchronous: SQLite's level for durable groups; another one than FULL is for showing that tests notice.
+        synchronous: SQLite's level for durable groups; another one than FULL is for showing that
+            tests notice.
         vfs: Name of a registered SQLite VFS; empty means the default. For tests of failing disks.
-        acknowledge_early: Answer before the commit. Only the robustness tests' control sets it, to show that they notice.
+        acknowledge_early: Answer before the commit. Only the robustness tests' control sets it, to
+            show that they notice.
     """
 
     group_transactions_max: int = 4096

@@ -1,18 +1,22 @@
-"""Ranges of streams that were found damaged: told in the stream's state, never deleted by themselves."""
+"""
+Ranges of streams that were found damaged: told in the stream's state, never deleted by themselves.
+"""
 
 import time
 from collections.abc import MutableMapping
 
-import apsw
-
 from tidewire_server.engine.embedded import ranges, rows
+from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.session import Session
 
 Ranges = MutableMapping[int, list[ranges.Range]]
 
 
-def load(connection: apsw.Connection) -> dict[int, list[ranges.Range]]:
-    """Ranges by stream number. A record that is damaged itself is left out: its range will be found again."""
+def load(connection: Connection) -> dict[int, list[ranges.Range]]:
+    """
+    Ranges by stream number. A record that is damaged itself is left out: its range will be found
+    again.
+    """
     found: dict[int, list[ranges.Range]] = {}
     for stream, first, last, found_ns, crc in connection.execute(
         "SELECT * FROM quarantine ORDER BY stream, first"

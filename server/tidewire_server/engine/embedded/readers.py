@@ -1,8 +1,9 @@
 """
 Reader threads.
 
-Each has a connection of its own and takes everything that waits, within one snapshot, and answers it with one call into the
-event loop. A reader never waits for the writer, nor the writer for a reader.
+Each has a connection of its own and takes everything that waits, within one snapshot, and answers
+it with one call into the event loop. A reader never waits for the writer, nor the writer for a
+reader.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 
 from tidewire import errors
+from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.writer import translate
 
 Result = TypeVar("Result")
@@ -26,7 +28,7 @@ READS_PER_SNAPSHOT_MAX = 64
 class Read(Generic[Result]):
     """One read that waits or is done."""
 
-    run: Callable[[apsw.Connection], Result]
+    run: Callable[[Connection], Result]
     future: asyncio.Future[Result]
     result: Result | None = None
     error: BaseException | None = None
@@ -37,7 +39,7 @@ class Readers:
 
     def __init__(
         self,
-        connections: Sequence[apsw.Connection],
+        connections: Sequence[Connection],
         loop: asyncio.AbstractEventLoop,
         reads_pending_max: int,
     ) -> None:
@@ -59,9 +61,10 @@ class Readers:
         for thread in self._threads:
             thread.start()
 
-    async def read(self, run: Callable[[apsw.Connection], Result]) -> Result:
+    async def read(self, run: Callable[[Connection], Result]) -> Result:
         """
-        Run a function in a reader thread, within a snapshot that has everything acknowledged before.
+        Run a function in a reader thread, within a snapshot that has everything acknowledged
+        before.
 
         Raises:
             Overloaded: Too many reads wait already.
@@ -99,7 +102,7 @@ class Readers:
 
     # Below: a reader thread.
 
-    def _run(self, connection: apsw.Connection) -> None:
+    def _run(self, connection: Connection) -> None:
         while (read := self._queue.get()) is not None:
             reads = [read]
             self._take_more(reads)
@@ -121,7 +124,7 @@ class Readers:
                 return
             reads.append(more)
 
-    def _answer(self, connection: apsw.Connection, reads: Sequence[Read[Any]]) -> None:
+    def _answer(self, connection: Connection, reads: Sequence[Read[Any]]) -> None:
         try:
             connection.execute("BEGIN")
         except apsw.Error as exc:

@@ -1,7 +1,8 @@
 """
 Checksums of rows.
 
-CRC32C over the columns, each with its type and length, so that no two different rows have the same bytes.
+CRC32C over the columns, each with its type and length, so that no two different rows have the same
+bytes.
 """
 
 import hashlib
@@ -32,7 +33,10 @@ def seal(*columns: Column) -> int:
 
 
 def fits(crc: object, *columns: object) -> bool:
-    """Whether a row read from the store is what was written. Columns of types that are never written do not fit."""
+    """
+    Whether a row read from the store is what was written. Columns of types that are never written
+    do not fit.
+    """
     for column in columns:
         if column is not None and not isinstance(column, int | str | bytes):
             return False

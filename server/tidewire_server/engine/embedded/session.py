@@ -1,9 +1,10 @@
 """
 What the writer knows and changes: the connection, and the small facts that are kept in memory.
 
-Only the writer thread touches a session. Facts that change with every transaction (counters of streams, consumers, producers,
-the store revision) are written once for a whole group, by `flush`. A transaction that is refused half-way takes its changes
-back by `undo`; a group that is lost makes everything be read again by `reload`.
+Only the writer thread touches a session. Facts that change with every transaction (counters of
+streams, consumers, producers, the store revision) are written once for a whole group, by `flush`. A
+transaction that is refused half-way takes its changes back by `undo`; a group that is lost makes
+everything be read again by `reload`.
 """
 
 import time
@@ -17,6 +18,7 @@ from tidewire.v1 import common_pb2, state_pb2
 from tidewire.wire.subject import SubjectIndex
 from tidewire_server.engine.base import Settle, StoredBatch
 from tidewire_server.engine.embedded import rows
+from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.facts import Consumer, Producer, Stream, Streams
 from tidewire_server.engine.embedded.options import EngineOptions
 
@@ -36,7 +38,7 @@ class Effects:
 class Session:
     """The writer's hands. See the module."""
 
-    def __init__(self, connection: apsw.Connection, options: EngineOptions) -> None:
+    def __init__(self, connection: Connection, options: EngineOptions) -> None:
         self.connection = connection
         self.options = options
         self.now_ns = time.time_ns()

@@ -1,8 +1,9 @@
 """
 Writing State: one revision for each transaction that changes something.
 
-``changes`` is the history, in order; ``heads`` has one row for each key and says which change is its newest, with what a
-comparison needs. A removed key keeps its head until compaction, so that nothing about it is guessed.
+``changes`` is the history, in order; ``heads`` has one row for each key and says which change is
+its newest, with what a comparison needs. A removed key keeps its head until compaction, so that
+nothing about it is guessed.
 """
 
 from collections.abc import Sequence
@@ -70,7 +71,20 @@ def state_corrupt(key: str) -> errors.DataCorrupt:
 def find_head(session: Session, key: str) -> Head | None:
     """Newest change of a key; ``None`` when nothing is known of it."""
     row = session.row("SELECT * FROM heads WHERE key=?", key)
-    return None if row is None else parse_head(row)
+    if row is None:
+        session.connection.check_absence("heads", f"key {key!r}")
+        return None
+    return parse_head(row)
+
+
+def _find_head_to_replace(session: Session, request: state_pb2.PutRequest) -> Head | None:
+    """The head a write goes over. A write without conditions heals what is damaged."""
+    try:
+        return find_head(session, request.key)
+    except errors.DataCorrupt:
+        if request.HasField("expected_revision"):
+            raise
+        return None
 
 
 class StateWriter:
@@ -87,7 +101,9 @@ class StateWriter:
         return self._revision
 
     def compare(self, conditions: Sequence[state_pb2.Compare]) -> list[state_pb2.Entry] | None:
-        """``None`` when all conditions hold; else the compared keys that are there, without values."""
+        """
+        ``None`` when all conditions hold; else the compared keys that are there, without values.
+        """
         heads = {item.key: find_head(self._session, item.key) for item in conditions}
         if all(_holds(item, heads[item.key]) for item in conditions):
             return None
@@ -118,7 +134,7 @@ class StateWriter:
         self._save(Head(head.key, identifier, 0, 0, live=False))
 
     def _put(self, request: state_pb2.PutRequest) -> state_pb2.PutResponse:
-        head = find_head(self._session, request.key)
+        head = _find_head_to_replace(self._session, request)
         if request.HasField("expected_revision"):
             check_revision(request.key, head, request.expected_revision, self._store_revision())
         if request.HasField("lease"):
@@ -295,11 +311,12 @@ def _holds(item: state_pb2.Compare, head: Head | None) -> bool:
 
 def _check_lease(session: Session, lease: state_pb2.LeaseRef) -> None:
     row = session.row("SELECT * FROM members WHERE node_id=?", lease.node_id)
-    if row is not None and rows.fits(row[-1], *row[:-1]):
-        if row[2] == lease.fencing_token and not row[5]:
-            return
+    whole = row is not None and rows.fits(row[-1], *row[:-1])
+    if whole and row[2] == lease.fencing_token and not row[5]:
+        return
     raise errors.LeaseNotHeld(
-        f"member {lease.node_id!r} does not hold a lease with fencing token {lease.fencing_token}; join again",
+        f"member {lease.node_id!r} does not hold a lease with fencing token {lease.fencing_token}; "
+        "join again",
         metadata={"subject": lease.node_id, "node_id": lease.node_id},
     )
 
@@ -308,7 +325,9 @@ def _check_lease(session: Session, lease: state_pb2.LeaseRef) -> None:
 
 
 def expire(session: Session, now_ns: int) -> int | None:
-    """Remove keys that have expired, as many as one revision takes; return when the next one expires."""
+    """
+    Remove keys that have expired, as many as one revision takes; return when the next one expires.
+    """
     _remove_where(
         session,
         "SELECT * FROM heads WHERE expires_ns > 0 AND expires_ns <= ? ORDER BY expires_ns LIMIT ?",
@@ -320,7 +339,10 @@ def expire(session: Session, now_ns: int) -> int | None:
 
 
 def drop_leased(session: Session, node_id: str, fencing_token: int) -> int:
-    """Remove keys on a lease of this member up to this token, as many as one revision takes; return how many."""
+    """
+    Remove keys on a lease of this member up to this token, as many as one revision takes; return
+    how many.
+    """
     return _remove_where(
         session,
         "SELECT * FROM heads WHERE lease_node=? AND lease_node != '' AND lease_token<=? LIMIT ?",

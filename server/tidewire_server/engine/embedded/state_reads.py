@@ -8,11 +8,10 @@ is believed only when that chain says the same.
 
 from collections.abc import Iterator, Sequence
 
-import apsw
-
 from tidewire import errors
 from tidewire.v1 import state_pb2
 from tidewire_server.engine.embedded import rows, schema
+from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.state import Head, entry_of, parse_head, state_corrupt
 
 PREFIX_END = "\U0010ffff"
@@ -20,7 +19,7 @@ SCAN_ROWS_MAX = 20_000
 """Changes one read looks at, when few of them have the prefix."""
 
 
-def number(connection: apsw.Connection, name: str) -> int:
+def number(connection: Connection, name: str) -> int:
     """A number of the whole store, as this snapshot has it."""
     value, crc = connection.execute("SELECT value, crc FROM meta WHERE name=?", (name,)).get
     if not rows.fits(crc, name, value):
@@ -28,7 +27,7 @@ def number(connection: apsw.Connection, name: str) -> int:
     return int(value)
 
 
-def get(connection: apsw.Connection, key: str, revision: int) -> state_pb2.GetResponse:
+def get(connection: Connection, key: str, revision: int) -> state_pb2.GetResponse:
     """The entry of a key, now or as it was at a revision."""
     current = number(connection, "state_revision")
     response = state_pb2.GetResponse(revision=current)
@@ -39,7 +38,7 @@ def get(connection: apsw.Connection, key: str, revision: int) -> state_pb2.GetRe
     return response
 
 
-def _check_revision(connection: apsw.Connection, revision: int, current: int) -> None:
+def _check_revision(connection: Connection, revision: int, current: int) -> None:
     if revision > current:
         raise errors.RevisionInFuture(
             f"the store is at revision {current}; {revision} does not exist yet",
@@ -54,10 +53,11 @@ def _check_revision(connection: apsw.Connection, revision: int, current: int) ->
         )
 
 
-def entry_at(connection: apsw.Connection, key: str, revision: int) -> state_pb2.Entry | None:
+def entry_at(connection: Connection, key: str, revision: int) -> state_pb2.Entry | None:
     """The entry of a key at a revision that is kept; ``None`` when the key was not there."""
     row = connection.execute("SELECT * FROM heads WHERE key=?", (key,)).get
     if row is None:
+        connection.check_absence("heads", f"key {key!r}")
         return None
     head = parse_head(row)
     if head.revision <= revision:
@@ -72,7 +72,7 @@ def entry_at(connection: apsw.Connection, key: str, revision: int) -> state_pb2.
 
 
 def versions(
-    connection: apsw.Connection, head: Head, before_id: int
+    connection: Connection, head: Head, before_id: int
 ) -> Iterator[tuple[int, str, int, int, int, bytes]]:
     """Changes of a key before an identifier, newest first, as far as they are kept."""
     compacted = schema.change_id(number(connection, "compacted_revision") + 1)
@@ -88,7 +88,7 @@ def versions(
         identifier = change[3]
 
 
-def _newest_before(connection: apsw.Connection, head: Head, before_id: int) -> int:
+def _newest_before(connection: Connection, head: Head, before_id: int) -> int:
     if head.change_id < before_id:
         return head.change_id
     hint = connection.execute(
@@ -96,9 +96,11 @@ def _newest_before(connection: apsw.Connection, head: Head, before_id: int) -> i
     ).get
     if hint is not None:
         change = _change(connection, hint)
-        if change is not None and rows.fits(change[4], *change[:4], change[5]):
-            if change[1] == head.key and change[3] < before_id <= change[0]:
-                return change[3]
+        whole = change is not None and rows.fits(change[4], *change[:4], change[5])
+        if change is not None and whole and change[1] == head.key:
+            identifier, _, _, previous, _, _ = change
+            if previous < before_id <= identifier:
+                return previous
     # The hint leads nowhere: walk the chain itself.
     identifier = head.change_id
     while identifier >= before_id:
@@ -110,7 +112,7 @@ def _newest_before(connection: apsw.Connection, head: Head, before_id: int) -> i
 
 
 def _change(
-    connection: apsw.Connection, identifier: int
+    connection: Connection, identifier: int
 ) -> tuple[int, str, int, int, int, bytes] | None:
     row: tuple[int, str, int, int, int, bytes] | None = connection.execute(
         "SELECT * FROM changes WHERE id=?", (identifier,)
@@ -119,7 +121,7 @@ def _change(
 
 
 def read_range(
-    connection: apsw.Connection,
+    connection: Connection,
     prefix: str,
     start_after: str,
     revision: int,
@@ -132,6 +134,7 @@ def read_range(
     current = number(connection, "state_revision")
     at = revision or current
     _check_revision(connection, at, current)
+    connection.check_absence("heads", "a part of the keys")
     low = max(prefix, start_after)
     found: list[state_pb2.Entry] = []
     size = 0
@@ -157,12 +160,13 @@ def read_range(
 
 
 def history(
-    connection: apsw.Connection, key: str, before_revision: int, changes_max: int, bytes_max: int
+    connection: Connection, key: str, before_revision: int, changes_max: int, bytes_max: int
 ) -> tuple[Sequence[state_pb2.Change], int, bool]:
     """Changes of a key newest first, the oldest revision kept, and whether there are more."""
     compacted = number(connection, "compacted_revision")
     row = connection.execute("SELECT * FROM heads WHERE key=?", (key,)).get
     if row is None:
+        connection.check_absence("heads", f"key {key!r}")
         return [], compacted, False
     head = parse_head(row)
     before_id = schema.change_id(before_revision) if before_revision else head.change_id + 1
@@ -185,7 +189,7 @@ def _to_change(
 
 
 def changes(
-    connection: apsw.Connection,
+    connection: Connection,
     prefix: str,
     after_revision: int,
     changes_max: int,
@@ -203,13 +207,12 @@ def changes(
         "SELECT * FROM changes WHERE id >= ? ORDER BY id LIMIT ?",
         (schema.change_id(after_revision + 1), SCAN_ROWS_MAX + schema.CHANGES_PER_REVISION_MAX),
     )
-    looked_at = size = 0
-    for row in cursor:
+    size = 0
+    for looked_at, row in enumerate(cursor):
         revision = row[0] >> schema.CHANGE_BITS
         full = len(found) >= changes_max or size >= bytes_max or looked_at >= SCAN_ROWS_MAX
         if revision >= expected and full:
             return found, expected - 1
-        looked_at += 1
         _check_dense(revision, expected)
         change = _to_change(row)
         expected = revision + 1
@@ -234,7 +237,7 @@ def _check_dense(revision: int, expected: int) -> None:
 
 
 def _add_previous(
-    connection: apsw.Connection,
+    connection: Connection,
     change: state_pb2.Change,
     row: tuple[int, str, int, int, int, bytes],
 ) -> None:

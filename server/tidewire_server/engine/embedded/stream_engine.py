@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import apsw
-
+from tidewire import errors
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.subject import SubjectIndex
 from tidewire_server.engine.base import StreamSlice
 from tidewire_server.engine.embedded import consumers, quarantine, stream_reads, streams
 from tidewire_server.engine.embedded.appends import stream_not_found
+from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.facts import Consumer
 from tidewire_server.engine.embedded.readers import Readers
 from tidewire_server.engine.embedded.session import Session
@@ -24,6 +24,7 @@ class StreamEngine:
     """Streams and consumers: what is durable is read from memory, the rest by the threads."""
 
     readers: Readers
+    damaged: frozenset[str]
     _loop: asyncio.AbstractEventLoop
     _views: dict[str, StreamView]
     _subjects: SubjectIndex[str]
@@ -49,6 +50,11 @@ class StreamEngine:
     def _view(self, name: str) -> StreamView:
         view = self._views.get(name)
         if view is None:
+            if "streams" in self.damaged:
+                raise errors.DataCorrupt(
+                    f"stream {name!r} is not found, but the store's list of streams is damaged",
+                    metadata={"stream": name},
+                )
             raise stream_not_found(name)
         return view
 
@@ -128,7 +134,7 @@ class StreamEngine:
         def damaged(found: Range) -> None:
             self._loop.call_soon_threadsafe(self._set_aside, number, found)
 
-        def read(connection: apsw.Connection) -> StreamSlice:
+        def read(connection: Connection) -> StreamSlice:
             place = stream_reads.place_of(connection, number, stream)
             return stream_reads.read(
                 connection, place, first_sequence, messages_max, bytes_max, subjects, damaged
@@ -146,7 +152,9 @@ class StreamEngine:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def sequence_at(self, stream: str, time_ns: int) -> int:
-        """Sequence of the first message stored at or after this time; last + 1 when there is none."""
+        """
+        Sequence of the first message stored at or after this time; last + 1 when there is none.
+        """
         number = self._view(stream).number
         return await self.readers.read(
             lambda c: stream_reads.sequence_at(c, stream_reads.place_of(c, number, stream), time_ns)
@@ -180,11 +188,12 @@ class StreamEngine:
         """Configuration and stored state of a consumer."""
         number = self._view(stream).number
 
-        def read(connection: apsw.Connection) -> event_pb2.Consumer:
+        def read(connection: Connection) -> event_pb2.Consumer:
             row = connection.execute(
                 "SELECT * FROM consumers WHERE stream=? AND name=?", (number, name)
             ).get
             if row is None:
+                connection.check_absence("consumers", f"consumer {name!r}")
                 raise consumers.consumer_not_found(stream, name)
             return _tell(consumers.parse(row))
 
@@ -194,7 +203,7 @@ class StreamEngine:
         """All consumers of a stream, by name."""
         number = self._view(stream).number
 
-        def read(connection: apsw.Connection) -> list[event_pb2.Consumer]:
+        def read(connection: Connection) -> list[event_pb2.Consumer]:
             found = connection.execute(
                 "SELECT * FROM consumers WHERE stream=? ORDER BY name", (number,)
             )

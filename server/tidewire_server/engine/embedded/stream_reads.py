@@ -1,8 +1,9 @@
 """
 Reading streams, in a reader thread.
 
-Sequences are dense, so a hole between two rows is damage as much as a row that does not fit its checksum. A damaged range is
-skipped when something whole comes before it, and reported when it is what was asked for.
+Sequences are dense, so a hole between two rows is damage as much as a row that does not fit its
+checksum. A damaged range is skipped when something whole comes before it, and reported when it is
+what was asked for.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.subject import matches
 from tidewire_server.engine.base import StoredBatch, StreamSlice
 from tidewire_server.engine.embedded import rows, schema
+from tidewire_server.engine.embedded.connections import Connection
 
 Range = tuple[int, int]
 COLUMNS = "id, last_sequence, time_ns, has_ids, subject, dead_letter, batch, crc"
@@ -32,7 +34,7 @@ class Place:
     last_sequence: int
 
 
-def place_of(connection: apsw.Connection, number: int, name: str) -> Place:
+def place_of(connection: Connection, number: int, name: str) -> Place:
     """The stream as this snapshot has it."""
     row = connection.execute("SELECT * FROM streams WHERE number=?", (number,)).get
     if row is None or row[9]:
@@ -61,7 +63,7 @@ def selector(subjects: Sequence[str]) -> Callable[[str], bool]:
 
 
 def read(
-    connection: apsw.Connection,
+    connection: Connection,
     place: Place,
     first_sequence: int,
     messages_max: int,
@@ -88,13 +90,14 @@ def read(
 def corrupt(stream: str, broken: Range) -> errors.DataCorrupt:
     """The error for a damaged range."""
     return errors.DataCorrupt(
-        f"messages {broken[0]} to {broken[1]} of stream {stream!r} are damaged and set aside; read on from {broken[1] + 1}",
+        f"messages {broken[0]} to {broken[1]} of stream {stream!r} are damaged and set aside; read "
+        f"on from {broken[1] + 1}",
         metadata={"stream": stream, "first_sequence": broken[0], "last_sequence": broken[1]},
     )
 
 
 def _scan(
-    connection: apsw.Connection,
+    connection: Connection,
     place: Place,
     expected: int,
     messages_max: int,
@@ -133,8 +136,10 @@ def _scan(
     return (expected, following - 1), following
 
 
-def batch_before(connection: apsw.Connection, number: int, sequence: int) -> int:
-    """Identifier of the batch that may hold a sequence: the last one that begins at or before it."""
+def batch_before(connection: Connection, number: int, sequence: int) -> int:
+    """
+    Identifier of the batch that may hold a sequence: the last one that begins at or before it.
+    """
     try:
         found = connection.execute(
             "SELECT id FROM batches WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
@@ -145,7 +150,7 @@ def batch_before(connection: apsw.Connection, number: int, sequence: int) -> int
     return found if isinstance(found, int) else schema.batch_id(number, sequence)
 
 
-def whole_from(connection: apsw.Connection, place: Place, sequence: int) -> int:
+def whole_from(connection: Connection, place: Place, sequence: int) -> int:
     """First sequence from here on that begins a whole batch; last + 1 when there is none."""
     step = 1
     while sequence <= place.last_sequence:
@@ -187,9 +192,7 @@ def parse(row: Sequence[object], place: Place) -> StoredBatch | None:
     )
 
 
-def count_pending(
-    connection: apsw.Connection, place: Place, after: int, subjects: Sequence[str]
-) -> int:
+def count_pending(connection: Connection, place: Place, after: int, subjects: Sequence[str]) -> int:
     """Messages after a sequence whose subject is selected."""
     wanted = selector(subjects)
     start = batch_before(connection, place.number, after + 1)
@@ -207,7 +210,7 @@ def count_pending(
     return sum(count for subject, count in found if wanted(subject))
 
 
-def sequence_at(connection: apsw.Connection, place: Place, time_ns: int) -> int:
+def sequence_at(connection: Connection, place: Place, time_ns: int) -> int:
     """Sequence of the first message stored at or after a time; last + 1 when there is none."""
     low, high = place.first_sequence, place.last_sequence + 1
     while low < high:

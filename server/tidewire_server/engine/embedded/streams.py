@@ -6,18 +6,10 @@ from tidewire import errors
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.subject import overlaps
 from tidewire_server.engine.embedded import schema
-from tidewire_server.engine.embedded.appends import stream_not_found
-from tidewire_server.engine.embedded.facts import Stream, bounds
+from tidewire_server.engine.embedded.appends import find_stream
+from tidewire_server.engine.embedded.facts import Stream
 from tidewire_server.engine.embedded.session import Session
 from tidewire_server.engine.embedded.trimming import remove_through
-
-
-def find(session: Session, name: str) -> Stream:
-    """The stream of this name, or `errors.StreamNotFound`."""
-    stream = session.streams.by_name.get(name)
-    if stream is None:
-        raise stream_not_found(name)
-    return stream
 
 
 def create(session: Session, config: event_pb2.StreamConfig) -> Stream:
@@ -31,6 +23,7 @@ def create(session: Session, config: event_pb2.StreamConfig) -> Stream:
                 metadata={"stream": config.name},
             )
         return known
+    session.connection.check_absence("streams", f"stream {config.name!r}")
     _check_overlap(session, config)
     number = session.number("stream_number") + 1
     if number > schema.STREAM_NUMBER_MAX:
@@ -52,7 +45,7 @@ def _forget(session: Session, name: str) -> None:
 def update(session: Session, config: event_pb2.StreamConfig) -> Stream:
     """Change the configuration of a stream."""
     config = normal(config)
-    stream = find(session, config.name)
+    stream = find_stream(session, config.name)
     _check_overlap(session, config)
     before = stream.config
 
@@ -71,7 +64,7 @@ def update(session: Session, config: event_pb2.StreamConfig) -> Stream:
 
 def delete(session: Session, name: str) -> int:
     """Delete a stream with its consumers; its batches go with the following sweeps."""
-    stream = find(session, name)
+    stream = find_stream(session, name)
     stream.deleted = True
     stream.save(session.connection)
     session.dirty_streams.pop(stream.number, None)
@@ -92,8 +85,11 @@ def delete(session: Session, name: str) -> int:
 
 
 def purge(session: Session, name: str, through: int) -> int:
-    """Delete messages up to a sequence (0: all), also within a batch's sequences only as whole batches."""
-    stream = find(session, name)
+    """
+    Delete messages up to a sequence (0: all), also within a batch's sequences only as whole
+    batches.
+    """
+    stream = find_stream(session, name)
     before = stream.messages
     remove_through(session, stream, through or stream.last_sequence)
     session.effects.streams_changed.append(name)
@@ -152,6 +148,3 @@ def describe(
     described = event_pb2.Stream(config=stream.config, state=state)
     described.created.FromNanoseconds(stream.created_ns)
     return described
-
-
-__all__ = ("bounds", "create", "delete", "describe", "find", "normal", "purge", "update")

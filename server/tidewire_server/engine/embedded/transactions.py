@@ -36,7 +36,10 @@ def perform(session: Session, transaction: Transaction) -> Committed:
 
 
 def is_atomic(transaction: Transaction) -> bool:
-    """Whether a transaction judges everything before it writes anything, so that it needs no savepoint."""
+    """
+    Whether a transaction judges everything before it writes anything, so that it needs no
+    savepoint.
+    """
     pieces = len(transaction.appends) + len(transaction.settles)
     pieces += len(transaction.then) + len(transaction.otherwise)
     return transaction.checkpoint is None and transaction.request is None and pieces <= 1
@@ -91,7 +94,8 @@ def _recall(session: Session, request: RequestKey) -> Committed | None:
         return None
     if not rows.fits(row[-1], *row[:-1]):
         raise errors.DataCorrupt(
-            f"the stored answer of request {request.request_id!r} is damaged; ask what became of it",
+            f"the stored answer of request {request.request_id!r} is damaged; ask what became of "
+            "it",
             metadata={"request_id": request.request_id},
         )
     if row[2] < session.now_ns - int(REQUEST_WINDOW_S * 1e9):
@@ -133,7 +137,8 @@ def _remember(session: Session, request: RequestKey, done: Committed) -> None:
 def sweep_requests(session: Session, rows_max: int) -> int:
     """Forget requests whose window is over; return how many."""
     session.execute(
-        "DELETE FROM requests WHERE (scope, request_id) IN (SELECT scope, request_id FROM requests WHERE time_ns<? LIMIT ?)",
+        "DELETE FROM requests WHERE (scope, request_id) IN (SELECT scope, request_id FROM requests "
+        "WHERE time_ns<? LIMIT ?)",
         session.now_ns - int(REQUEST_WINDOW_S * 1e9),
         rows_max,
     )

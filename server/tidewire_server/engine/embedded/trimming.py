@@ -16,7 +16,9 @@ _OLDEST = (
 
 
 def trim(session: Session, stream: Stream) -> None:
-    """Remove whole batches until the limits on messages and bytes are kept. The newest batch stays."""
+    """
+    Remove whole batches until the limits on messages and bytes are kept. The newest batch stays.
+    """
     config = stream.config
     if config.discard == event_pb2.DISCARD_NEW:
         return
@@ -95,7 +97,8 @@ def _oldest(session: Session, stream: Stream) -> Iterator[tuple[int, int, int, i
     """
     Batches, oldest first: identifier, last sequence, time, whether it has ids, bytes.
 
-    The last sequence is where the next batch begins, less one: a damaged row must not remove more than itself.
+    The last sequence is where the next batch begins, less one: a damaged row must not remove more
+    than itself.
     """
     before: tuple[int, int, int, int, int] | None = None
     for row in session.execute(_OLDEST, *bounds(stream.number)):
@@ -109,7 +112,8 @@ def _oldest(session: Session, stream: Stream) -> Iterator[tuple[int, int, int, i
 def _keep_ids(session: Session, stream: Stream, identifier: int) -> None:
     """Message ids outlive their batch until the window ends."""
     row = session.row(
-        "SELECT id, last_sequence, time_ns, has_ids, subject, dead_letter, batch, crc FROM batches WHERE id=?",
+        "SELECT id, last_sequence, time_ns, has_ids, subject, dead_letter, batch, crc FROM batches "
+        "WHERE id=?",
         identifier,
     )
     if row[2] < session.now_ns - stream.dedup_window_ns or not rows.fits(row[-1], *row[:-1]):

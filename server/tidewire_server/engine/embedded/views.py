@@ -36,7 +36,9 @@ class StreamView:
 
 
 def views_of(session: Session) -> dict[str, StreamView]:
-    """Views of all streams. A stream's configuration is replaced, never changed, so it can be shared."""
+    """
+    Views of all streams. A stream's configuration is replaced, never changed, so it can be shared.
+    """
     counts: dict[int, int] = dict(
         session.execute("SELECT stream, count(*) FROM consumers GROUP BY stream")
     )

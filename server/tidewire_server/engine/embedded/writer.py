@@ -1,12 +1,13 @@
 """
 The writer thread: group commit.
 
-It takes everything that waits (within `EngineOptions.group_transactions_max` and ``group_bytes_max``), does it in one SQLite
-transaction, commits once, and answers all of it with one call into the event loop. There is no linger: while one group is
-flushed, the next one gathers.
+It takes everything that waits (within `EngineOptions.group_transactions_max` and
+``group_bytes_max``), does it in one SQLite transaction, commits once, and answers all of it with
+one call into the event loop. There is no linger: while one group is flushed, the next one gathers.
 
-When a group fails it is taken back whole, and each of its transactions is tried alone, so that one that cannot be done does not
-spoil the others. After a failed write or flush nothing is tried again: the engine has failed, and only ending helps.
+When a group fails it is taken back whole, and each of its transactions is tried alone, so that one
+that cannot be done does not spoil the others. After a failed write or flush nothing is tried again:
+the engine has failed, and only ending helps.
 """
 
 import asyncio
@@ -22,9 +23,7 @@ import apsw
 
 from tidewire import errors
 from tidewire.v1 import common_pb2
-from tidewire_server.engine.embedded.connections import open_writer
 from tidewire_server.engine.embedded.files import Ballast
-from tidewire_server.engine.embedded.options import EngineOptions
 from tidewire_server.engine.embedded.session import Effects, Session
 from tidewire_server.engine.embedded.trimming import trim
 from tidewire_server.engine.embedded.views import StreamView, views_of
@@ -94,7 +93,10 @@ class Pending:
 
 
 class Writer:
-    """Owns the writing connection. `submit` and `stop` are for the event loop; ``deliver`` is called there."""
+    """
+    Owns the writing connection. `submit` and `stop` are for the event loop; ``deliver`` is called
+    there.
+    """
 
     def __init__(
         self,
@@ -138,7 +140,8 @@ class Writer:
         ):
             pending.refused += 1
             raise errors.Overloaded(
-                f"{pending.transactions} transactions of {pending.bytes} bytes wait for the disk, and no more are taken",
+                f"{pending.transactions} transactions of {pending.bytes} bytes wait for the disk, "
+                "and no more are taken",
                 retry_after_s=0.1,
             )
         pending.transactions += 1
@@ -349,7 +352,8 @@ def translate(error: BaseException) -> errors.TidewireError:
         return error
     if isinstance(error, apsw.FullError):
         return errors.StoreFull(
-            "the disk is full: nothing more is stored until there is space; reading goes on, and purging frees space",
+            "the disk is full: nothing more is stored until there is space; reading goes on, and "
+            "purging frees space",
             retry_after_s=1.0,
         )
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
@@ -366,15 +370,6 @@ def translate(error: BaseException) -> errors.TidewireError:
 def unavailable() -> errors.Unavailable:
     """The error for every write after the engine has failed."""
     return errors.Unavailable(
-        "the disk failed while writing: nothing is stored any more, and the server ends. What was acknowledged is safe"
+        "the disk failed while writing: nothing is stored any more, and the server ends. What was "
+        "acknowledged is safe"
     )
-
-
-def open_session(connection: apsw.Connection, options: EngineOptions) -> Session:
-    """A session with everything read."""
-    session = Session(connection, options)
-    session.reload()
-    return session
-
-
-__all__ = ("Job", "Outcome", "Writer", "open_session", "open_writer", "translate", "unavailable")

@@ -1,0 +1,56 @@
+"""
+Looking through the small tables at a start.
+
+A row that does not fit is refused when it is read; a row that is lost is not read at all. So tables
+where absence is an answer are looked through once, structure and rows, and when something is wrong
+with one, absence in it is no longer believed.
+"""
+
+from dataclasses import dataclass, field
+
+import apsw
+
+from tidewire_server.engine.embedded import rows, schema
+from tidewire_server.engine.embedded.connections import Connection
+
+
+@dataclass(slots=True)
+class Damage:
+    """What was found: tables, and rows by their first columns, for the log."""
+
+    tables: set[str] = field(default_factory=set)
+    rows: list[str] = field(default_factory=list)
+
+
+NAMED_MAX = 100
+
+
+def look_through(connection: Connection) -> Damage:
+    """Check the small tables."""
+    damage = Damage()
+    for table in schema.SMALL_TABLES:
+        if not _is_sound(connection, table) or not _rows_fit(connection, table, damage):
+            damage.tables.add(table)
+    return damage
+
+
+def _is_sound(connection: Connection, table: str) -> bool:
+    try:
+        return bool(connection.execute(f"PRAGMA integrity_check({table})").get == "ok")
+    except apsw.Error:
+        return False
+
+
+def _rows_fit(connection: Connection, table: str, damage: Damage) -> bool:
+    names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    columns = ", ".join(name for name in names if name != "crc")
+    whole = True
+    try:
+        for row in connection.execute(f"SELECT crc, {columns} FROM {table}"):  # noqa: S608
+            if not rows.fits(*row):
+                whole = False
+                if len(damage.rows) < NAMED_MAX:
+                    damage.rows.append(f"{table}: {row[1]!r}")
+    except apsw.Error:
+        return False
+    return whole
