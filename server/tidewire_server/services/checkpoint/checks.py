@@ -83,7 +83,6 @@ def check_commit(request: checkpoint_pb2.CommitRequest, core: Core) -> None:
     `check_content`'s.
 
     Raises:
-        NoStream: No stream takes the subject of an output.
         TidewireError: What `check_batch`, `check_compare` and `check_operations` raise.
     """
     check_operator(request.operator)
@@ -146,12 +145,6 @@ def _check_outputs(outputs: Sequence[event_pb2.PublishRequest], core: Core) -> N
         if output.expected_stream:
             check_name(output.expected_stream, f"outputs[{index}].expected_stream")
         check_batch(output.batch, core.limits, codecs=core.codecs)
-        if core.engine.stream_for(output.batch.subject) is None:
-            raise errors.NoStream(
-                f"no stream takes {output.batch.subject!r} of outputs[{index}]; make one, or"
-                " publish it beside the commit",
-                metadata={"subject": output.batch.subject, "output": index},
-            )
 
 
 def _check_operations(operations: Sequence[state_pb2.StateOperation], core: Core) -> None:

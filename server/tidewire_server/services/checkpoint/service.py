@@ -153,9 +153,12 @@ class CheckpointService(checkpoint_pb2_grpc.CheckpointServiceServicer):
 
     async def _digest_of(self, operator: str, committed: Committed, digest: bytes) -> bytes:
         """Digest of what the first request with this id committed, as long as it is kept."""
-        first = await self._engine.load_checkpoint(
-            operator, committed.checkpoint_revision, with_state=False
-        )
+        try:
+            first = await self._engine.load_checkpoint(
+                operator, committed.checkpoint_revision, with_state=False
+            )
+        except errors.CheckpointNotFound:
+            first = None  # not kept any more: then what the caller says is all there is
         return digest if first is None else first.digest
 
     async def Load(
