@@ -70,9 +70,9 @@ class CallCore(ClientCall):
             return
         self.ending = ending
         self.channel.ended(self, ending)
-        _resolve(self._ended)
-        _resolve(self._greeted)
-        _resolve(self._attached)
+        for waiter in (self._ended, self._greeted, self._attached):
+            if waiter is not None:
+                _resolve(waiter)
         if self._callbacks is not None:
             callbacks, self._callbacks = self._callbacks, None
             for callback in callbacks:
@@ -198,14 +198,16 @@ class UnaryCore(CallCore):
         if ending.code == STATUS_OK and self.response is None:
             ending = Ending.of(Internal("the server ended the call with OK and no response"))
         super().on_end(ending)
-        _resolve(self._waiter)
+        if self._waiter is not None:
+            _resolve(self._waiter)
 
     def result(self) -> Any:
         """Return the response, or raise for the status."""
         if self.cancelled_here or self.ending is None or self.ending.code != STATUS_OK:
             self.raise_for_status()
-        assert self.response is not None
-        return self.decode(self.response)
+        response = self.response
+        assert response is not None
+        return response if self.deserialize is None else self.deserialize(response)
 
     def wait_result(self) -> Generator[Any, None, Any]:
         """Await the response; cancelling the waiter cancels the call."""

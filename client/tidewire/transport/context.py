@@ -64,7 +64,7 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
         """Cancel the handler: the call ended without it."""
         self.conclude(ending)
         if self.task is not None:
-            self.task.cancel()
+            self.link.leave(self.task)
 
     def on_drained(self) -> None:
         """Let the writer go on."""

@@ -60,7 +60,8 @@ class ServerLink(ServerConnection):
         self.peer = Peer(protocol.transport)
         self.prefix: Metadata = ()
         """Metadata every call of the connection begins with: agent and token of HELLO."""
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.leaving: set[asyncio.Task[None]] = set()
+        """Handlers that were cancelled and have not ended; running ones hang on their calls."""
 
     # News -------------------------------------------------------------------------------------
 
@@ -114,10 +115,26 @@ class ServerLink(ServerConnection):
         server = self.server
         server.counters.calls_active += 1
         if server.interceptors:
-            call.task = self._spawn(self._intercept(call, message, last))
+            call.task = self.loop.create_task(self._intercept(call, message, last))
             return
-        handler = server.find(HandlerCallDetails(call.head.method, call.invocation_metadata()))
+        handler = server.registered.get(call.head.method)
+        if handler is None:
+            handler = self._find(call)
+            if handler is None:
+                return
         self._begin(call, handler, message, last)
+
+    def _find(self, call: ServerCall) -> Any:
+        """Ask the generic handlers; when they have none, or fail, the call ends."""
+        details = HandlerCallDetails(call.head.method, call.invocation_metadata())
+        try:
+            handler = self.server.find(details)
+        except Exception as error:  # noqa: BLE001 (whatever a router raises ends its call)
+            self._fail(call, error)
+            return None
+        if handler is None:
+            self._unknown(call)
+        return handler
 
     async def _intercept(self, call: ServerCall, message: bytes | None, last: bool) -> None:
         """Ask the interceptors for the handler first."""
@@ -142,26 +159,40 @@ class ServerLink(ServerConnection):
         call.on_message(message, call.consumed, last)
 
     def _begin(self, call: ServerCall, handler: Any, message: bytes | None, last: bool) -> None:
-        if handler is None:
-            self._unknown(call)
-            return
+        """Start the handler of a call in a task of its own."""
         call.handler = handler
-        if message is not None and last and not handler.request_streaming:
-            self._run(call, message)
+        if message is not None and last and handler.unary_unary is not None:
+            if _is_async(handler.unary_unary):
+                call.task = self.loop.create_task(self._answer(call, handler, message))
+            else:
+                call.task = self.loop.create_task(self._serve(call, message))
             return
         if message is not None:
             self._keep(call, message, last)
-        self._run(call, None)
+        call.task = self.loop.create_task(self._serve(call, None))
 
-    def _run(self, call: ServerCall, request: bytes | None) -> None:
-        """Start the handler of a call in a task of its own."""
-        call.task = self._spawn(self._serve(call, request))
+    def leave(self, task: "asyncio.Task[None]") -> None:
+        """Cancel a handler and hold it until it has ended."""
+        if not task.done():
+            self.leaving.add(task)
+            task.add_done_callback(self.leaving.discard)
+            task.cancel()
 
-    def _spawn(self, running: Any) -> "asyncio.Task[None]":
-        task = self.loop.create_task(running)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return task
+    def running(self) -> "list[asyncio.Task[None]]":
+        """Return the handlers that have not ended."""
+        calls = [call for call in self.calls.values() if isinstance(call, ServerCall)]
+        return [*self.leaving, *(call.task for call in calls if call.task is not None)]
+
+    async def _answer(self, call: ServerCall, handler: Any, request: bytes) -> None:
+        """Serve the usual call, one request and one response, without detours."""
+        try:
+            response = await handler.unary_unary(call.decode(request), call)
+            self._respond(call, response)
+        except asyncio.CancelledError:
+            self._cancelled(call)
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a handler raises ends its call)
+            self._fail(call, error)
 
     async def _serve(self, call: ServerCall, request: bytes | None) -> None:
         handler = call.handler
@@ -192,12 +223,15 @@ class ServerLink(ServerConnection):
             response = await function(call.requests() if streaming else request, call)
         else:
             response = await self._in_thread(function, call, request, streaming)
+        self._respond(call, response)
+
+    def _respond(self, call: ServerCall, response: Any) -> None:
         if call.over:
             return
         if call.aborted:
             self._finish(call)
             return
-        serialize = handler.response_serializer
+        serialize = call.handler.response_serializer
         if call.has_result:
             if response is not None:
                 call.send_message(response if serialize is None else serialize(response))

@@ -68,7 +68,7 @@ class RawServer(grpc.aio.Server):
         )
         self.loop: asyncio.AbstractEventLoop
         self._generic = list(handlers)
-        self._registered: dict[str, Any] = {}
+        self.registered: dict[str, Any] = {}
         self._listeners: list[Listener] = []
         self._links: dict[int, ServerLink] = {}
         self._opened = 0
@@ -92,11 +92,11 @@ class RawServer(grpc.aio.Server):
     ) -> None:
         """Register handlers by name; these are looked up first."""
         for method, handler in method_handlers.items():
-            self._registered[f"/{service_name}/{method}"] = handler
+            self.registered[f"/{service_name}/{method}"] = handler
 
     def find(self, details: HandlerCallDetails) -> Any:
         """Return the handler of a method, or ``None``."""
-        handler = self._registered.get(details.method)
+        handler = self.registered.get(details.method)
         if handler is not None:
             return handler
         for generic in self._generic:
@@ -220,7 +220,7 @@ class RawServer(grpc.aio.Server):
                 await asyncio.wait([killed, *gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
             killed.cancel()
-        running = [task for link in self._links.values() for task in link.tasks]
+        running = [task for link in self._links.values() for task in link.running()]
         gone = [link.protocol.lost for link in self._links.values()]
         for link in list(self._links.values()):
             link.fail(Cancelled("the server stops"))

@@ -57,7 +57,7 @@ class Call:
     """``received`` after the last message the application took."""
     parts: list[bytes] | None = None
     _parts_bytes = 0
-    _outbox: "deque[tuple[int, int, bytes]] | None" = None
+    outbox: "deque[tuple[int, int, bytes]] | None" = None
     _offset = 0
     _scheduled = False
 
@@ -90,7 +90,7 @@ class Call:
     @property
     def drained(self) -> bool:
         """Whether nothing handed over still waits for credit or for its turn."""
-        return not self._outbox
+        return not self.outbox
 
     def send_message(self, body: bytes, flags: int = 0) -> bool:
         """
@@ -110,7 +110,7 @@ class Call:
         size = len(body)
         if (
             self.call_id
-            and not self._outbox
+            and not self.outbox
             and size <= connection.fragment_bytes
             and self.sent < self.credit
             and connection.sent < connection.credit
@@ -148,27 +148,27 @@ class Call:
     def finish(self, ending: Ending) -> None:
         """End the call from the server after the messages handed over."""
         self._put_or_push(STATUS, 0, encode_ending(ending))
-        if not self._outbox:
+        if not self.outbox:
             self.connection.forget(self)
 
     def _put_or_push(self, kind: int, flags: int, body: bytes) -> None:
         """Queue something that needs no credit, in its order."""
-        if self._outbox or not self.call_id:
+        if self.outbox or not self.call_id:
             self._put(kind, flags, body)
         else:
             frame = encode_frame(kind, body, flags=flags, call_id=self.call_id)
             self.connection.push_frame(self.priority, frame)
 
     def _put(self, kind: int, flags: int, body: bytes) -> None:
-        if self._outbox is None:
-            self._outbox = deque()
-        self._outbox.append((kind, flags, body))
+        if self.outbox is None:
+            self.outbox = deque()
+        self.outbox.append((kind, flags, body))
         if self.call_id:
             self.schedule()
 
     def schedule(self) -> None:
         """Ask for a turn to send, unless there is nothing to send or the turn is asked for."""
-        if not self._scheduled and (self._outbox or not self.call_id):
+        if not self._scheduled and (self.outbox or not self.call_id):
             self._scheduled = True
             self.connection.push_call(self)
 
@@ -185,7 +185,7 @@ class Call:
             if size:
                 self.schedule()
             return size
-        outbox = self._outbox
+        outbox = self.outbox
         assert outbox
         kind, flags, body = outbox[0]
         whole = True
@@ -227,7 +227,7 @@ class Call:
 
     def drop_outbox(self) -> None:
         """Forget what is not sent: the call is over."""
-        self._outbox = None
+        self.outbox = None
         self._offset = 0
 
     # Receiving --------------------------------------------------------------------------------

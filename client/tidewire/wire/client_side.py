@@ -222,12 +222,13 @@ class ClientConnection(Connection):
 
     def deliver(self, call: Call, message: bytes, last: bool) -> None:
         """Hand a whole message to the call; with ``last`` the call ends with OK."""
-        mark = call.received
-        if last:
-            self.forget(call)
-        call.on_message(message, mark, last)
-        if last:
-            call.on_end(ENDING_OK)
+        self.count_unread(call)
+        if not last:
+            call.on_message(message, call.received, last)
+            return
+        self.forget(call)
+        call.on_message(message, call.received, last)
+        call.on_end(ENDING_OK)
 
     def receive_half_close(self, call: Call) -> None:
         """Refuse it: a server sends STATUS instead."""

@@ -298,8 +298,11 @@ class Connection:
     def forget(self, call: Call) -> None:
         """Take a call out of the connection: it is over at this side."""
         call.over = True
-        call.drop_outbox()
-        call.drop_parts()
+        # Asked first, not called: most calls have neither, and this runs for every call.
+        if call.outbox is not None:
+            call.drop_outbox()
+        if call.parts is not None:
+            call.drop_parts()
         self.calls.pop(call.call_id, None)
 
     def expire(self, call: Call) -> None:
@@ -428,12 +431,12 @@ class Connection:
             return
         if message is None:
             return
+        self.deliver(call, message, bool(flags & END))
+
+    def count_unread(self, call: Call) -> None:
+        """Note that the application has a whole message to take."""
         self.unread_bytes += call.received - call.completed
         call.completed = call.received
-        last = bool(flags & END)
-        if last:
-            call.peer_done = True
-        self.deliver(call, message, last)
 
     def deliver(self, call: Call, message: bytes, last: bool) -> None:
         """Hand a whole message to the call."""

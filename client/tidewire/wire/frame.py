@@ -101,16 +101,15 @@ def judge_header(length: int, kind: int, flags: int, priority: int, call_id: int
     """
     if not HELLO <= kind <= GOAWAY:
         raise ProtocolViolation(f"frame type {kind} does not exist")
-    name = FrameType(kind).name
     if flags not in _FLAGS_LEGAL[kind]:
-        raise ProtocolViolation(f"flags {flags:#04x} cannot stand on {name}")
+        raise ProtocolViolation(f"flags {flags:#04x} cannot stand on {FrameType(kind).name}")
     if priority > (PRIORITY_LAST if kind == OPEN else 0):
-        raise ProtocolViolation(f"priority {priority} cannot stand on {name}")
+        raise ProtocolViolation(f"priority {priority} cannot stand on {FrameType(kind).name}")
     if kind in _CONNECTION_FRAMES:
         if call_id:
-            raise ProtocolViolation(f"{name} is about the connection, but names call {call_id}")
+            raise ProtocolViolation(f"{FrameType(kind).name} names call {call_id}, it must not")
     elif not call_id and kind != CREDIT:
-        raise ProtocolViolation(f"{name} names no call")
+        raise ProtocolViolation(f"{FrameType(kind).name} names no call")
     if flags & NONE and length != LENGTH_LEAST:
         raise ProtocolViolation("MESSAGE says NONE and has a body")
 
@@ -172,13 +171,10 @@ class FrameDecoder:
             length, kind, flags, priority, call_id = unpack(data, position)
             if not LENGTH_LEAST <= length <= longest:
                 raise self._illegal_length(length)
-            # The usual frames pass on three comparisons; the rest is judged in full.
-            if (
-                kind != MESSAGE
-                or flags not in legal[MESSAGE]
-                or priority
-                or not call_id
-                or flags & NONE
+            # The usual frames pass on four comparisons; the rest is judged in full.
+            if not call_id or not (
+                (kind == MESSAGE and flags < NONE and not priority and flags in legal[MESSAGE])
+                or (kind == OPEN and flags in legal[OPEN] and priority <= PRIORITY_LAST)
             ):
                 judge_header(length, kind, flags, priority, call_id)
             stop = position + PREFIX_BYTES + length

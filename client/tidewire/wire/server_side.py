@@ -159,6 +159,9 @@ class ServerConnection(Connection):
 
     def deliver(self, call: Call, message: bytes, last: bool) -> None:
         """Hand a whole message to the call."""
+        self.count_unread(call)
+        if last:
+            call.peer_done = True
         call.on_message(message, call.received, last)
 
     def receive_half_close(self, call: Call) -> None:
