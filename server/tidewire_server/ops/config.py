@@ -169,7 +169,6 @@ class Wire(Section, frozen=True):
     """[wire]: bounds of connections."""
 
     connections_max: Annotated[int, count("connections of all wires together")] = 10_000
-    handshakes_max: Annotated[int, count("TLS handshakes at the same time; more wait")] = 256
     handshake_timeout_s: Annotated[float, time_s("time for a TLS handshake", least=0.01)] = 3.0
     calls_max: Annotated[int, count("calls open at the same time on one connection")] = 1_024
     frame_bytes_max: Annotated[int, count("largest frame of a raw wire", least=256)] = 256 * KIB + 8

@@ -6,6 +6,7 @@ Nothing on a hot path touches the Prometheus client; it is only the format.
 
 import asyncio
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -22,6 +23,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tidewire_server.core import Core
+from tidewire_server.engine.base import Engine
+from tidewire_server.engine.embedded import EmbeddedEngine
 from tidewire_server.ops.histogram import Histogram
 
 PREFIX: Final = "tidewire_"
@@ -99,39 +102,59 @@ class CallMetrics:
         return figures
 
 
+Figures = Mapping[str, int | float | Mapping[Any, int]]
+"""Figures by name; one that is a mapping itself has a figure for each of its kinds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """
     Somebody's counters.
 
     Attributes:
-        read: Gives the figures by name, without the prefix. A name that ends in ``_total``, or is
-            not in ``gauges``, only grows.
+        read: Gives the figures by name, without the prefix.
         labels: Labels of all its figures, such as ``{"wire": "tcp"}``.
-        gauges: Names of figures that also fall.
+        gauges: Names, with or without the prefix, of figures that also fall.
         prefix: Put before each name.
 
     """
 
-    read: Callable[[], Mapping[str, int | float]]
+    read: Callable[[], Figures]
     labels: Mapping[str, str] = field(default_factory=dict)
     gauges: frozenset[str] = frozenset()
     prefix: str = ""
 
+    def is_gauge(self, name: str) -> bool:
+        """Say whether a figure may fall."""
+        return name in self.gauges or self.prefix + name in self.gauges
 
-def attributes_of(thing: object) -> Callable[[], dict[str, int | float]]:
-    """A reader of the public numeric attributes of an object."""
 
-    def read() -> dict[str, int | float]:
+def attributes_of(thing: object) -> Callable[[], Figures]:
+    """A reader of the public attributes of an object that are numbers, or numbers by kind."""
+
+    def read() -> Figures:
         names = (name for name in dir(thing) if not name.startswith("_"))
         figures = ((name, getattr(thing, name)) for name in names)
         return {
             name: value
             for name, value in figures
-            if isinstance(value, int | float) and not isinstance(value, bool)
+            if isinstance(value, int | float | Counter) and not isinstance(value, bool)
         }
 
     return read
+
+
+def store_sources(engine: Engine) -> list[Source]:
+    """What the embedded engine counts of its writing and reading; nothing of other engines."""
+    if not isinstance(engine, EmbeddedEngine):
+        return []
+    writer = frozenset({"commit_s_max", "group_transactions_last"})
+    pending = frozenset({"transactions", "bytes"})
+    return [
+        Source(attributes_of(engine.writer.counters), gauges=writer, prefix="store_writer_"),
+        Source(attributes_of(engine.writer.pending), gauges=pending, prefix="store_pending_"),
+        Source(attributes_of(engine.readers), prefix="store_readers_"),
+    ]
 
 
 class ServerCollector(Collector):
@@ -233,14 +256,20 @@ def _families(sources: Iterable[Source]) -> Iterator[Metric]:
     for source in sources:
         labels = sorted(source.labels)
         values = [source.labels[label] for label in labels]
-        for name, value in source.read().items():
-            full = PREFIX + source.prefix + name
-            family = families.get(full)
+        for name, figure in source.read().items():
+            by_kind = isinstance(figure, Mapping)
+            family = families.get(source.prefix + name)
             if family is None:
-                kind = GaugeMetricFamily if name in source.gauges else CounterMetricFamily
+                make = GaugeMetricFamily if source.is_gauge(name) else CounterMetricFamily
                 text = f"{source.prefix}{name}".replace("_", " ").capitalize() + "."
-                family = families[full] = kind(full, text, labels=labels)
-            family.add_metric(values, value)
+                full = PREFIX + source.prefix + name
+                family = make(full, text, labels=[*labels, "kind"] if by_kind else labels)
+                families[source.prefix + name] = family
+            if isinstance(figure, Mapping):
+                for kind, number in figure.items():
+                    family.add_metric([*values, str(kind)], number)
+            else:
+                family.add_metric(values, figure)
     return iter(families.values())
 
 

@@ -1,13 +1,18 @@
 """Figures as they are exported."""
 
 import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.ops_fake_engine import make_core
+from tidewire.v1 import event_pb2
 from tidewire_server.core import Core
+from tidewire_server.engine.embedded import open_engine
 from tidewire_server.ops import metrics
 from tidewire_server.ops.metrics import CallMetrics, ServerCollector, Source, make_registry
 
@@ -126,6 +131,43 @@ def test_the_server_and_its_process_are_shown() -> None:
     assert 0 < figures[key("process_resident_memory_bytes")]
     core.drain.started.set()
     assert 1 == scrape(collector)[key("tidewire_draining")]
+
+
+def test_figures_by_kind_have_a_label() -> None:
+    """Errors by name and calls by code are one family each."""
+
+    class Wire:
+        """What a wire counts."""
+
+        errors: ClassVar = Counter({"TlsFailed": 2})
+
+    collector, _ = make()
+    read = metrics.attributes_of(Wire())
+    collector.add(Source(read, {"wire": "tls"}, prefix="wire_"))
+
+    figures = scrape(collector)
+
+    assert 2 == figures[key("tidewire_wire_errors_total", wire="tls", kind="TlsFailed")]
+
+
+async def test_the_store_is_shown(tmp_path: Path) -> None:
+    """Group commit says how many transactions each group had, and what the flushes cost."""
+    engine = await open_engine(tmp_path / "store")
+    try:
+        collector, _ = make()
+        for source in metrics.store_sources(engine):
+            collector.add(source)
+        await engine.create_stream(event_pb2.StreamConfig(name="s", subjects=["a"]))
+
+        figures = scrape(collector)
+
+        assert 1 <= figures[key("tidewire_store_writer_groups_total")]
+        assert 0 < figures[key("tidewire_store_writer_commit_s_total")]
+        assert 1 <= figures[key("tidewire_store_writer_group_transactions_last")]
+        assert 0 == figures[key("tidewire_store_pending_transactions")]
+    finally:
+        await engine.close()
+    assert [] == metrics.store_sources(make_core().engine)
 
 
 async def test_a_late_event_loop_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
