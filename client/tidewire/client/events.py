@@ -1,0 +1,449 @@
+"""Events: publish, subscribe, streams and durable consumers."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from tidewire.client.durable import StreamHandle
+from tidewire.client.fetching import UnarySettler
+from tidewire.client.lanes import Item, PublishAck
+from tidewire.client.message import Message, MessageBatch
+from tidewire.client.naming import Durability, Start, durability_of, start_of
+from tidewire.client.opening import Opening
+from tidewire.client.publisher import BATCH_BYTES_MAX, PENDING_BYTES_MAX, Publisher
+from tidewire.client.session import PRIORITY_EVENTS, Session
+from tidewire.client.subscription import (
+    CONSUMER_WINDOW_MESSAGES,
+    WINDOW_BYTES,
+    WINDOW_MESSAGES,
+    Handler,
+    Source,
+    Subscription,
+)
+from tidewire.client.times import to_duration
+from tidewire.errors import DeadlineExceeded, InvalidArgument
+from tidewire.v1 import event_pb2
+from tidewire.v1.event_pb2_grpc import EventServiceStub
+from tidewire.wire.batch import Headers, encode_messages, encode_payloads
+from tidewire.wire.payload import Value, as_bytes
+from tidewire.wire.subject import check_pattern, check_subject
+
+FETCH_WAIT_SLACK_S = 5.0
+MANY_MESSAGES_MAX = 4_096
+"""Messages of one batch made by `publish_many`; ids count as fields of a request."""
+
+
+class Events:
+    """The event part of a client; see `tidewire.connect`."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._stub = EventServiceStub(session.channel)
+        self._shared: asyncio.Task[Publisher] | None = None
+
+    # Publishing.
+
+    async def publish(
+        self,
+        subject: str,
+        data: Value,
+        *,
+        headers: Headers | None = None,
+        message_id: str | None = None,
+        durability: Durability | None = None,
+        expected_last_sequence: int | None = None,
+        stream: str | None = None,
+        timeout_s: float | None = None,
+    ) -> PublishAck:
+        """
+        Publish one message and wait for its acknowledgement.
+
+        Publishes of one turn of the event loop share batches, unless one of the options below
+        `headers` is used.
+
+        Args:
+            subject: Subject; no wildcards.
+            data: Payload, at most the server's limit (10 MiB); text becomes UTF-8.
+            headers: Pairs of key and bytes.
+            message_id: A stream stores a message of this id once within its dedup window.
+            durability: Level the acknowledgement must reach: "memory", "os", "fsync" or "quorum".
+            expected_last_sequence: Store only when this is the stream's last sequence.
+            stream: Name of the stream that must take it.
+            timeout_s: Time to wait; by default the client's.
+
+        Raises:
+            TidewireError: NoStream, StreamFull, WrongLastSequence, MessageTooLarge and others;
+                DeadlineExceeded when it may still be stored.
+        """
+        options = (message_id, durability, expected_last_sequence, stream)
+        if all(option is None for option in options):
+            publisher = await self._publisher()
+            future = await publisher.submit(subject, data, headers)
+            return await self._acknowledged(future, timeout_s)
+        check_subject(subject)
+        payload = as_bytes(data)
+        codec = self._session.codec
+        batch = (
+            encode_messages(subject, [(payload, headers)], codec=codec)
+            if headers
+            else encode_payloads(subject, [payload], codec=codec)
+        )
+        # Every publish carries an id, so that it can be sent again when the answer is lost.
+        batch.message_ids.append(message_id or uuid.uuid4().hex)
+        request = event_pb2.PublishRequest(
+            batch=batch, durability=durability_of(durability), expected_stream=stream or ""
+        )
+        if expected_last_sequence is not None:
+            request.expected_last_sequence = expected_last_sequence
+        response = await self._session.unary(
+            self._stub.Publish, request, timeout_s=timeout_s, metadata=PRIORITY_EVENTS
+        )
+        return Item(request, 0, []).ack_of(response, 0)
+
+    async def publish_many(
+        self,
+        subject: str,
+        data: Sequence[Value],
+        *,
+        message_ids: Sequence[str] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[PublishAck]:
+        """
+        Publish messages on one subject, in order, and wait until all are acknowledged.
+
+        Args:
+            subject: Subject; no wildcards.
+            data: Payloads.
+            message_ids: One for each; a stream stores each id once within its dedup window.
+            timeout_s: Time to wait; by default the client's.
+
+        Raises:
+            TidewireError: The first refusal; batches beside it may have been stored.
+        """
+        if message_ids is not None and len(message_ids) != len(data):
+            raise InvalidArgument(f"{len(message_ids)} ids for {len(data)} messages")
+        publisher = await self._publisher()
+        waiting: list[tuple[asyncio.Future[PublishAck], int]] = []
+        for begin, end in _cuts([as_bytes(value) for value in data]):
+            payloads = [as_bytes(value) for value in data[begin:end]]
+            batch = encode_payloads(subject, payloads, codec=self._session.codec)
+            if message_ids is not None:
+                batch.message_ids.extend(message_ids[begin:end])
+            waiting.append((await publisher.submit_batch(batch), end - begin))
+        acks: list[PublishAck] = []
+        for future, count in waiting:
+            first = await self._acknowledged(future, timeout_s)
+            acks.extend(_following(first, count))
+        return acks
+
+    def publisher(
+        self,
+        *,
+        acknowledge: bool = True,
+        compression: str | bool | None = True,
+        durability: Durability | None = None,
+        stream: str = "",
+        pending_bytes_max: int = PENDING_BYTES_MAX,
+        bulk: bool = False,
+    ) -> Opening[Publisher]:
+        """
+        Open a publisher for many messages: ``async with client.events.publisher() as publisher``.
+
+        Args:
+            acknowledge: Batches are acknowledged, and sent again after a break. Without, a break
+                loses what was on its way, and only refusals are told.
+            compression: Codec of the batches; by default the client's.
+            durability: Level every acknowledgement must reach.
+            stream: Name of the stream that must take all subjects.
+            pending_bytes_max: Bytes on their way before `publish` waits.
+            bulk: Give way to other events on the wire.
+        """
+        publisher = Publisher(
+            self._session,
+            acknowledge=acknowledge,
+            codec=self._session.codec_for(compression),
+            durability=durability_of(durability),
+            stream=stream,
+            pending_bytes_max=pending_bytes_max,
+            bulk=bulk,
+        )
+        return Opening(lambda: _opened_publisher(publisher))
+
+    async def _publisher(self) -> Publisher:
+        """The publisher all `publish` calls share, opened at the first."""
+        task = self._shared
+        if task is not None and task.done() and (task.cancelled() or task.exception() is not None):
+            task = None
+        if task is None:
+            publisher = Publisher(self._session, codec=self._session.codec)
+            task = self._shared = asyncio.create_task(_opened_publisher(publisher))
+        if not task.done():
+            await asyncio.wait([task])
+        return task.result()
+
+    async def _acknowledged(
+        self, future: asyncio.Future[PublishAck], timeout_s: float | None
+    ) -> PublishAck:
+        limit_s = self._session.options.timeout_s if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await future
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"a publish was not acknowledged within {limit_s:g} s; it may still be stored"
+            ) from None
+
+    # Receiving.
+
+    def subscribe(
+        self,
+        subjects: str | Sequence[str],
+        *,
+        group: str = "",
+        handler: Handler | None = None,
+        on_lost: Callable[[int], None] | None = None,
+        window_messages: int = WINDOW_MESSAGES,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> Opening[Subscription]:
+        """
+        Subscribe to what is published from now on.
+
+        Args:
+            subjects: One or more subjects; "*" stands for a token, a last ">" for the rest.
+            group: Queue group: each batch goes to one member of it.
+            handler: Called with each message; without, iterate over the subscription.
+            on_lost: Called with the number of messages lost when this reader is too slow.
+            window_messages: Messages waiting in this client at most.
+            window_bytes: Bytes waiting in this client at most.
+        """
+        patterns = [subjects] if isinstance(subjects, str) else list(subjects)
+        for pattern in patterns:
+            check_pattern(pattern)
+        live = event_pb2.LiveSource(subjects=patterns, group=group)
+        source = self._source(event_pb2.SubscribeOpen(live=live))
+        subscription = Subscription(
+            self._session,
+            source,
+            handler=handler,
+            on_lost=on_lost,
+            window_messages=window_messages,
+            window_bytes=window_bytes,
+        )
+        return Opening(lambda: _opened(subscription))
+
+    def read(
+        self,
+        stream: str,
+        *,
+        start: Start = "all",
+        subjects: str | Sequence[str] = (),
+        handler: Handler | None = None,
+        window_messages: int = WINDOW_MESSAGES,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> Opening[Subscription]:
+        """
+        Read a stream in order, then follow it; nothing is acknowledged.
+
+        After a break reading goes on behind the last message taken, without a gap.
+
+        Args:
+            stream: Stream.
+            start: "all", "new", "last", a sequence, or a time with its zone.
+            subjects: Only these; wildcards allowed.
+            handler: Called with each message; without, iterate over the subscription.
+            window_messages: Messages waiting in this client at most.
+            window_bytes: Bytes waiting in this client at most.
+        """
+        ordered = event_pb2.OrderedSource(
+            stream=stream,
+            start=start_of(start),
+            subjects=[subjects] if isinstance(subjects, str) else subjects,
+        )
+        source = self._source(event_pb2.SubscribeOpen(ordered=ordered))
+
+        async def open_() -> Subscription:
+            if start == "new":
+                # Pinned now: a break before the first message must not move it.
+                state = (await self.stream(stream).info()).state
+                source.next_sequence = state.last_sequence + 1
+            subscription = Subscription(
+                self._session,
+                source,
+                handler=handler,
+                window_messages=window_messages,
+                window_bytes=window_bytes,
+            )
+            return await _opened(subscription)
+
+        return Opening(open_)
+
+    def consume(
+        self,
+        stream: str,
+        consumer: str,
+        *,
+        handler: Handler | None = None,
+        auto_ack: bool = True,
+        window_messages: int = CONSUMER_WINDOW_MESSAGES,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> Opening[Subscription]:
+        """
+        Take a share of a durable consumer; messages must be acknowledged.
+
+        Args:
+            stream: Stream.
+            consumer: Durable consumer, made before by ``stream(...).consumer(...).create()``.
+            handler: Called with each message; without, iterate over the subscription.
+            auto_ack: Acknowledge what the handler took, and have delivered again what it raised
+                an exception on.
+            window_messages: Messages waiting in this client at most.
+            window_bytes: Bytes waiting in this client at most.
+        """
+        share = event_pb2.ConsumerSource(stream=stream, consumer=consumer)
+        subscription = Subscription(
+            self._session,
+            self._source(event_pb2.SubscribeOpen(consumer=share)),
+            handler=handler,
+            window_messages=window_messages,
+            window_bytes=window_bytes,
+            auto_ack=auto_ack,
+        )
+        return Opening(lambda: _opened(subscription))
+
+    async def fetch(
+        self,
+        stream: str,
+        consumer: str,
+        *,
+        messages_max: int = 100,
+        bytes_max: int = 0,
+        wait_s: float = 0.0,
+    ) -> list[Message]:
+        """
+        Take the next messages of a durable consumer by one call; they must be acknowledged.
+
+        Args:
+            stream: Stream.
+            consumer: Durable consumer.
+            messages_max: About so many, 1 to 10,000; a batch is never cut.
+            bytes_max: Most body bytes; 0 means 1 MiB. At least one batch comes.
+            wait_s: How long to wait for the first message, at most 30.
+        """
+        source = event_pb2.ConsumerSource(stream=stream, consumer=consumer)
+        request = event_pb2.FetchRequest(
+            consumer=source, messages_max=messages_max, bytes_max=bytes_max
+        )
+        response = await self._fetch(request, wait_s, repeatable=False)
+        settler = UnarySettler(self._session, source)
+        return [
+            message
+            for delivery in response.deliveries
+            for message in MessageBatch(delivery, settler)
+        ]
+
+    async def fetch_from(
+        self,
+        stream: str,
+        *,
+        start: Start = "all",
+        subjects: Sequence[str] = (),
+        messages_max: int = 100,
+        bytes_max: int = 0,
+        wait_s: float = 0.0,
+    ) -> tuple[list[Message], int]:
+        """
+        Read a part of a stream by one call.
+
+        Returns:
+            The messages, and the sequence to read on from.
+        """
+        ordered = event_pb2.OrderedSource(stream=stream, start=start_of(start), subjects=subjects)
+        request = event_pb2.FetchRequest(
+            ordered=ordered, messages_max=messages_max, bytes_max=bytes_max
+        )
+        response = await self._fetch(request, wait_s, repeatable=True)
+        messages = [m for delivery in response.deliveries for m in MessageBatch(delivery)]
+        return messages, int(response.next_sequence)
+
+    async def _fetch(
+        self, request: event_pb2.FetchRequest, wait_s: float, *, repeatable: bool
+    ) -> event_pb2.FetchResponse:
+        request.node_id = self._session.options.node_id
+        if wait_s:
+            request.wait.CopyFrom(to_duration(wait_s))
+        response: event_pb2.FetchResponse = await self._session.unary(
+            self._stub.Fetch,
+            request,
+            timeout_s=max(self._session.options.timeout_s, wait_s + FETCH_WAIT_SLACK_S),
+            metadata=PRIORITY_EVENTS,
+            repeatable=repeatable,
+        )
+        return response
+
+    # Streams.
+
+    def stream(self, name: str) -> StreamHandle:
+        """A stream, by name, to make, look at, change or delete it."""
+        return StreamHandle(self._session, name)
+
+    async def streams(self) -> AsyncIterator[event_pb2.Stream]:
+        """All streams, by name."""
+        token = ""
+        while True:
+            request = event_pb2.ListStreamsRequest(page_token=token)
+            page = await self._session.unary(self._stub.ListStreams, request)
+            for stream in page.streams:
+                yield stream
+            token = page.next_page_token
+            if not token:
+                return
+
+    def _source(self, request: event_pb2.SubscribeOpen) -> Source:
+        options = self._session.options
+        request.client_id = options.name
+        request.node_id = options.node_id
+        request.codecs.extend(self._session.codecs_readable)
+        return Source(request)
+
+
+async def _opened_publisher(publisher: Publisher) -> Publisher:
+    await publisher.open()
+    return publisher
+
+
+async def _opened(subscription: Subscription) -> Subscription:
+    await subscription.open()
+    return subscription
+
+
+def _cuts(payloads: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Where to cut messages into batches: begin and end of each."""
+    cuts: list[tuple[int, int]] = []
+    begin = size = 0
+    for index, payload in enumerate(payloads):
+        if index > begin and (
+            size + len(payload) > BATCH_BYTES_MAX or index - begin >= MANY_MESSAGES_MAX
+        ):
+            cuts.append((begin, index))
+            begin, size = index, 0
+        size += len(payload)
+    if payloads:
+        cuts.append((begin, len(payloads)))
+    return cuts
+
+
+def _following(first: PublishAck, count: int) -> list[PublishAck]:
+    """Acks of a whole batch, given that of its first message."""
+    return [
+        PublishAck(
+            stream=first.stream,
+            sequence=first.sequence + index if first.sequence else 0,
+            durability=first.durability,
+            duplicate=first.duplicate,
+            receivers=first.receivers,
+        )
+        for index in range(count)
+    ]
+
+
+__all__ = ("Events", "Message", "PublishAck", "Publisher", "Subscription")

@@ -1,0 +1,216 @@
+"""
+What a publisher remembers of its batches: who waits for them, and their place in their lane.
+
+A lane is the messages of one subject, numbered, so that the stream that takes the subject knows a
+batch it is sent twice. A refused batch leaves a gap, which makes the server refuse what follows it
+in the lane; those are put back in order and sent under the next epoch. No I/O.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tidewire.errors import Overloaded, ProducerGap, TidewireError
+from tidewire.v1 import common_pb2, event_pb2
+
+TRIES_MAX: Final = 5
+"""Times one batch is put back into its lane before it is given up."""
+OVERLOADED_DELAY_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class PublishAck:
+    """
+    What became of a message.
+
+    Attributes:
+        stream: Stream that stored it; empty when no stream takes the subject.
+        sequence: Its sequence there; of the first copy for a duplicate; 0 when it is not stored,
+            or not known because other messages of its batch were duplicates.
+        durability: Level reached.
+        duplicate: It was stored before under the same message id, and not again.
+        receivers: Live subscriptions it was handed to, where no stream takes the subject.
+    """
+
+    stream: str
+    sequence: int
+    durability: common_pb2.Durability.ValueType
+    duplicate: bool
+    receivers: int
+
+
+@dataclass(slots=True)
+class Waiter:
+    """Who waits for the acknowledgement of one message of a batch."""
+
+    index: int
+    future: asyncio.Future[PublishAck]
+
+
+class Item:
+    """A batch on its way."""
+
+    __slots__ = ("body_bytes", "count", "granted", "lane", "request", "sends", "tries", "waiters")
+
+    def __init__(
+        self, request: event_pb2.PublishRequest, granted: int, waiters: list[Waiter]
+    ) -> None:
+        self.request = request
+        self.granted = granted
+        self.waiters = waiters
+        self.count: int = request.batch.count
+        self.body_bytes = len(request.batch.body)
+        self.lane: Lane | None = None
+        self.sends = 0
+        self.tries = 0
+
+    def resolve(self, response: event_pb2.PublishResponse) -> None:
+        """Tell who waits what became of the batch."""
+        for waiter in self.waiters:
+            if not waiter.future.done():
+                waiter.future.set_result(self.ack_of(response, waiter.index))
+
+    def ack_of(self, response: event_pb2.PublishResponse, index: int) -> PublishAck:
+        """What became of one message of the batch."""
+        first = response.stored.first if response.HasField("stored") else 0
+        duplicates = response.duplicates
+        # Sent twice without message ids: the duplicate is our own first sending.
+        own = self.sends > 0 and not self.request.batch.message_ids
+        partly = 0 < duplicates < self.count
+        if partly and own:
+            # A sequence is known as a duplicate from its beginning.
+            first = first - duplicates if index >= duplicates else 0
+        elif partly:
+            first = 0
+        return PublishAck(
+            stream=response.stream,
+            sequence=first + index if first else 0,
+            durability=response.durability,
+            duplicate=duplicates == self.count and not own,
+            receivers=response.receivers,
+        )
+
+    def reject(self, error: TidewireError) -> int:
+        """Tell who waits that the batch failed; returns how many waited."""
+        for waiter in self.waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(error)
+        return len(self.waiters)
+
+
+class Lane:
+    """The messages of one subject of one publisher."""
+
+    __slots__ = ("broken", "delay_s", "epoch", "held", "in_flight", "next_sequence", "producer_id")
+
+    def __init__(self, producer_id: str) -> None:
+        self.producer_id = producer_id
+        self.epoch = 1
+        self.next_sequence = 1
+        self.in_flight = 0
+        self.broken = False
+        self.held: list[Item] = []
+        self.delay_s = 0.0
+
+    def number(self, item: Item) -> None:
+        """Give a batch the next place."""
+        batch = item.request.batch
+        batch.producer_id = self.producer_id
+        batch.producer_epoch = self.epoch
+        batch.producer_sequence = self.next_sequence
+        self.next_sequence += item.count
+        self.in_flight += 1
+
+
+class Lanes:
+    """Lanes of one publisher, by subject; idle ones beyond the limit are forgotten."""
+
+    def __init__(self, publisher_id: str, lanes_max: int) -> None:
+        self._publisher_id = publisher_id
+        self._lanes_max = lanes_max
+        self._lanes: OrderedDict[str, Lane] = OrderedDict()
+        self._made = 0
+        self.held = 0
+
+    def enter(self, item: Item) -> bool:
+        """Number a batch, or hold it back while its lane mends; true when it may be sent."""
+        lane = item.lane = self._lane(item.request.batch.subject)
+        if lane.broken:
+            lane.held.append(item)
+            self.held += 1
+            return False
+        lane.number(item)
+        return True
+
+    def succeeded(self, item: Item) -> None:
+        """Take note that a batch was taken."""
+        if item.lane is not None:
+            item.lane.in_flight -= 1
+
+    def refused(self, item: Item, error: TidewireError) -> bool:
+        """Take note that a batch was refused; true when it is held to be sent again."""
+        lane = item.lane
+        if lane is None:
+            return False
+        lane.in_flight -= 1
+        lane.broken = True
+        if isinstance(error, Overloaded):
+            lane.delay_s = max(lane.delay_s, error.retry_after_s or OVERLOADED_DELAY_S)
+        elif not isinstance(error, ProducerGap):
+            return False
+        item.tries += 1
+        if item.tries > TRIES_MAX:
+            return False
+        lane.held.append(item)
+        self.held += 1
+        return True
+
+    def restart_after_s(self, item: Item) -> float | None:
+        """When the lane of a batch just settled can go on after a refusal; ``None``: not now."""
+        lane = item.lane
+        if lane is None or not lane.broken or lane.in_flight:
+            return None
+        delay_s, lane.delay_s = lane.delay_s, 0.0
+        return delay_s
+
+    def restart(self, item: Item) -> Sequence[Item]:
+        """Begin a new epoch and return what was held, numbered, in its old order."""
+        lane = item.lane
+        if lane is None or not lane.broken or lane.in_flight:
+            return ()
+        # Answers may come in any order; the old numbers say how it was. New items have none yet.
+        tried = [entry for entry in lane.held if entry.request.batch.producer_sequence]
+        fresh = [entry for entry in lane.held if not entry.request.batch.producer_sequence]
+        tried.sort(key=lambda entry: entry.request.batch.producer_sequence)
+        self.held -= len(lane.held)
+        lane.held = []
+        lane.broken = False
+        lane.epoch += 1
+        lane.next_sequence = 1
+        for entry in (*tried, *fresh):
+            lane.number(entry)
+        return (*tried, *fresh)
+
+    def take_held(self) -> list[Item]:
+        """Take everything that is held back."""
+        items = [item for lane in self._lanes.values() for item in lane.held]
+        for lane in self._lanes.values():
+            lane.held = []
+        self.held = 0
+        return items
+
+    def _lane(self, subject: str) -> Lane:
+        lane = self._lanes.get(subject)
+        if lane is not None:
+            self._lanes.move_to_end(subject)
+            return lane
+        if len(self._lanes) >= self._lanes_max:
+            for old, candidate in self._lanes.items():
+                if not candidate.in_flight and not candidate.held and not candidate.broken:
+                    del self._lanes[old]
+                    break
+        self._made += 1
+        lane = self._lanes[subject] = Lane(f"{self._publisher_id}-{self._made}")
+        return lane

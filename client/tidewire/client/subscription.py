@@ -1,0 +1,395 @@
+"""
+Receiving events: live ones, a stream in order, or a share of a durable consumer.
+
+A subscription is read by ``async for`` or driven by a handler. What waits in the client is bounded
+by the credit given to the server; a handler is called straight from the reader, with no queue and
+no task for each message.
+"""
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tidewire.client.message import Message, MessageBatch
+from tidewire.client.session import PRIORITY_EVENTS, Session, log
+from tidewire.client.settling import Settlements
+from tidewire.client.stream import ReopeningStream
+from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError
+from tidewire.v1 import common_pb2, event_pb2
+from tidewire.v1.event_pb2_grpc import EventServiceStub
+from tidewire.wire.batch import PAYLOAD_BYTES_MAX
+
+Handler = Callable[[Message], Any]
+"""Called with each message: a function, or a coroutine function, which is awaited."""
+
+WINDOW_MESSAGES: Final = 65_536
+WINDOW_BYTES: Final = 8 * 1024 * 1024
+CONSUMER_WINDOW_MESSAGES: Final = 1_000
+TURN_DELIVERIES_MAX: Final = 16
+"""Deliveries handled before the event loop gets its turn."""
+
+
+@dataclass(slots=True)
+class Source:
+    """
+    Where a subscription's events come from; its position moves as they come.
+
+    Attributes:
+        request: ``open`` without credit.
+        next_sequence: For a stream in order: the first sequence not seen; 0 when not known.
+    """
+
+    request: event_pb2.SubscribeOpen
+    next_sequence: int = 0
+
+    @property
+    def ordered(self) -> bool:
+        """It is a stream in order."""
+        return self.request.WhichOneof("source") == "ordered"
+
+    @property
+    def settled(self) -> bool:
+        """Its messages are acknowledged."""
+        return self.request.WhichOneof("source") == "consumer"
+
+    def opening(self) -> event_pb2.SubscribeOpen:
+        """Request that opens it where it left off."""
+        request = event_pb2.SubscribeOpen()
+        request.CopyFrom(self.request)
+        if self.ordered and self.next_sequence:
+            request.ordered.start.sequence = self.next_sequence
+        return request
+
+
+class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.SubscribeResponse]):
+    """
+    An open subscription. It is opened again by itself after a break, from where it was: a stream in
+    order goes on without a gap, a consumer's unsettled messages come again, and live events that
+    were published meanwhile are not seen (`reopened` counts the breaks).
+
+    Attributes:
+        lost: Live messages the server dropped because this reader was slow.
+        received: Messages received.
+        handler_failures: Exceptions raised by the handler.
+        corrupt: Deliveries whose body could not be read; they are skipped, and told to the log.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        source: Source,
+        *,
+        handler: Handler | None = None,
+        on_lost: Callable[[int], None] | None = None,
+        window_messages: int = WINDOW_MESSAGES,
+        window_bytes: int = WINDOW_BYTES,
+        auto_ack: bool = True,
+    ) -> None:
+        stub = EventServiceStub(session.channel)
+        super().__init__(session, "a subscription", stub.Subscribe, PRIORITY_EVENTS)
+        self.lost = 0
+        self.received = 0
+        self.handler_failures = 0
+        self.corrupt = 0
+        self._source = source
+        self._handler = handler
+        self._handler_waits = handler is not None and _is_async(handler)
+        self._on_lost = on_lost
+        self._window_messages = window_messages
+        self._window_bytes = window_bytes
+        self._auto_ack = auto_ack and handler is not None and source.settled
+        self._acks = Settlements()
+        self._settler = self if source.settled else None
+        self._queue: deque[tuple[int, event_pb2.Delivery]] = deque()
+        self._arrived = asyncio.Event()
+        self._over = False
+        self._current: Iterator[Message] = iter(())
+        self._payload_bytes_max = PAYLOAD_BYTES_MAX
+        self._call = 0
+        self._turn = 0
+        # Of the current call: what the application has taken, and what it was granted.
+        self._messages_taken = self._bytes_taken = 0
+        self._messages_granted = self._bytes_granted = 0
+
+    # What the application calls.
+
+    def __aiter__(self) -> "Subscription":
+        return self
+
+    async def __anext__(self) -> Message:
+        message = next(self._current, None)
+        while message is None:
+            self._current = iter(await self._take())
+            message = next(self._current, None)
+        return message
+
+    async def next(self, *, timeout_s: float | None = None) -> Message:
+        """
+        Return the next message.
+
+        Raises:
+            DeadlineExceeded: None came within `timeout_s`; ``None`` means to wait for ever.
+            ConnectionLost: The subscription is closed.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.__anext__()
+        except TimeoutError:
+            raise DeadlineExceeded(f"no message came within {timeout_s} s") from None
+        except StopAsyncIteration:
+            raise ConnectionLost("the subscription is closed") from None
+
+    async def batches(self) -> AsyncIterator[MessageBatch]:
+        """Iterate over whole deliveries: cheaper than single messages."""
+        while True:
+            try:
+                batch = await self._take()
+            except StopAsyncIteration:
+                return
+            yield batch
+
+    @property
+    def acks_failed(self) -> int:
+        """Acknowledgements the server refused: the message was delivered again, or settled."""
+        return self._acks.failed
+
+    async def join(self) -> None:
+        """Wait until the subscription ends: it was closed, or failed, which raises why."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._error is not None and not self._closing:
+            raise self._error
+
+    async def close(self) -> None:
+        """Send what is acknowledged, then end; messages not taken are left to others."""
+        if self._acks.busy and self.connected and not self._closing:
+            try:
+                async with asyncio.timeout(self._session.options.timeout_s):
+                    self._wake.set()
+                    await self._acks.confirm(0, 0)
+            except (TimeoutError, TidewireError) as error:
+                log.warning("closing %s: acknowledgements were not confirmed: %s", self.what, error)
+        await super().close()
+
+    # Acknowledging (see `message.Settler`).
+
+    def settle_done(self, first: int, last: int, attempt: int) -> None:
+        """Settle a range as processed."""
+        self._acks.buffer.done(first, last, attempt)
+        self._wake.set()
+
+    def settle_other(
+        self,
+        sequence: int,
+        attempt: int,
+        settlement: event_pb2.Settlement.ValueType,
+        *,
+        delay_s: float | None = None,
+        reason: str = "",
+    ) -> None:
+        """Settle one message otherwise."""
+        self._acks.buffer.other(sequence, attempt, settlement, delay_s=delay_s, reason=reason)
+        self._wake.set()
+
+    async def settled(self, first: int, last: int) -> None:
+        """Wait for the server's answer, at most the client's timeout."""
+        self._raise_if_ended()
+        limit_s = self._session.options.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._acks.confirm(first, last)
+        except TimeoutError:
+            raise DeadlineExceeded(f"an acknowledgement had no answer for {limit_s:g} s") from None
+
+    # The stream.
+
+    async def _first_request(self) -> event_pb2.SubscribeRequest:
+        opening = self._source.opening()
+        self._messages_granted = opening.credit.messages_until = self._window_messages
+        self._bytes_granted = opening.credit.bytes_until = self._window_bytes
+        self._messages_taken = self._bytes_taken = 0
+        self._call += 1
+        return event_pb2.SubscribeRequest(open=opening)
+
+    def _opened(self, opened: common_pb2.Opened) -> None:
+        self._payload_bytes_max = opened.limits.payload_bytes_max or PAYLOAD_BYTES_MAX
+
+    def _outgoing(self) -> Iterator[event_pb2.SubscribeRequest]:
+        while (ack := self._acks.take()) is not None:
+            yield event_pb2.SubscribeRequest(ack=ack)
+        messages_until = self._messages_taken + self._window_messages
+        bytes_until = self._bytes_taken + self._window_bytes
+        if (
+            messages_until - self._messages_granted >= self._window_messages // 2
+            or bytes_until - self._bytes_granted >= self._window_bytes // 2
+        ):
+            self._messages_granted, self._bytes_granted = messages_until, bytes_until
+            credit = common_pb2.Credit(messages_until=messages_until, bytes_until=bytes_until)
+            yield event_pb2.SubscribeRequest(credit=credit)
+
+    def _received(self, kind: str, response: event_pb2.SubscribeResponse) -> Awaitable[None] | None:
+        if kind == "delivery":
+            return self._deliver(response.delivery)
+        if kind == "ack_result":
+            self._acks.answered(response.ack_result)
+            if self._acks.buffer:
+                self._wake.set()
+        elif kind == "bookmark":
+            if self._source.ordered and not self._queue:
+                following = response.bookmark.sequence + 1
+                self._source.next_sequence = max(self._source.next_sequence, following)
+        elif kind == "lost":
+            self._tell_lost(response.lost.messages)
+        return None
+
+    def _deliver(self, delivery: event_pb2.Delivery) -> Awaitable[None] | None:
+        if self._handler is None:
+            self._queue.append((self._call, delivery))
+            self._arrived.set()
+            return None
+        batch = self._open_delivery(self._call, delivery)
+        if batch is None:
+            return None
+        if self._handler_waits:
+            return self._handle_waiting(batch)
+        self._handle(batch)
+        self._turn += 1
+        if self._turn % TURN_DELIVERIES_MAX == 0:
+            return asyncio.sleep(0)
+        return None
+
+    def _handle(self, batch: MessageBatch) -> None:
+        handler = self._handler
+        index = 0
+        while index < len(batch.payloads):
+            begun = index
+            try:
+                for payload in batch.payloads[index:] if index else batch.payloads:
+                    handler(Message(batch, index, payload))  # type: ignore[misc]  # not None here
+                    index += 1
+            except Exception as error:  # noqa: BLE001 (the application's; told to it and counted)
+                self._handled(batch, begun, index)
+                self._handler_failed(Message(batch, index, batch.payloads[index]), error)
+                index += 1
+            else:
+                self._handled(batch, begun, index)
+
+    async def _handle_waiting(self, batch: MessageBatch) -> None:
+        handler = self._handler
+        for index, payload in enumerate(batch.payloads):
+            message = Message(batch, index, payload)
+            try:
+                await handler(message)  # type: ignore[misc]  # not None here
+            except Exception as error:  # noqa: BLE001 (the application's; told to it and counted)
+                self._handler_failed(message, error)
+            else:
+                self._handled(batch, index, index + 1)
+
+    def _handled(self, batch: MessageBatch, begin: int, end: int) -> None:
+        """Settle what a handler has taken without an exception."""
+        if not self._auto_ack or begin >= end:
+            return
+        if batch.sequences is None:
+            first = batch.first_sequence
+            self.settle_done(first + begin, first + end - 1, batch.attempt)
+        else:
+            for sequence in batch.sequences[begin:end]:
+                self.settle_done(sequence, sequence, batch.attempt)
+
+    def _handler_failed(self, message: Message, error: Exception) -> None:
+        self.handler_failures += 1
+        log.error("a handler failed on %r", message, exc_info=error)
+        if self._auto_ack:
+            reason = f"{type(error).__name__}: {error}"
+            self.settle_other(
+                message.sequence, message.attempt, event_pb2.SETTLEMENT_RETRY, reason=reason
+            )
+
+    async def _take(self) -> MessageBatch:
+        while True:
+            while self._queue:
+                batch = self._open_delivery(*self._queue.popleft())
+                if batch is not None:
+                    return batch
+            if self._over:
+                if self._error is not None and not self._closing:
+                    raise self._error
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def _open_delivery(self, call: int, delivery: event_pb2.Delivery) -> MessageBatch | None:
+        """Read a delivery, move the position behind it and count it as taken."""
+        source = self._source
+        seen = source.next_sequence - 1 if source.ordered else 0
+        if call == self._call:
+            self._count(delivery)
+        try:
+            batch = MessageBatch(delivery, self._settler, self._payload_bytes_max, seen)
+        except TidewireError as error:
+            self.corrupt += 1
+            log.error("a delivery on %r cannot be read: %s", delivery.batch.subject, error)
+            if self._settler is not None:
+                self._refuse(delivery, error)
+            return None
+        self.received += len(batch)
+        if source.ordered and batch.payloads:
+            source.next_sequence = batch.last_sequence + 1
+        return batch if batch.payloads else None
+
+    def _refuse(self, delivery: event_pb2.Delivery, error: TidewireError) -> None:
+        """What can never be read is not delivered again."""
+        first = delivery.first_sequence
+        ranges = delivery.included or [
+            common_pb2.SequenceRange(first=first, last=first + _count(delivery) - 1)
+        ]
+        for part in ranges:
+            for sequence in range(part.first, part.last + 1):
+                self.settle_other(
+                    sequence,
+                    delivery.attempt,
+                    event_pb2.SETTLEMENT_TERMINATE,
+                    reason=f"unreadable: {error.message}",
+                )
+
+    def _count(self, delivery: event_pb2.Delivery) -> None:
+        self._messages_taken += _count(delivery)
+        self._bytes_taken += len(delivery.batch.body)
+        ungranted = self._messages_taken + self._window_messages - self._messages_granted
+        ungranted_bytes = self._bytes_taken + self._window_bytes - self._bytes_granted
+        if ungranted * 2 >= self._window_messages or ungranted_bytes * 2 >= self._window_bytes:
+            self._wake.set()
+
+    def _tell_lost(self, messages: int) -> None:
+        self.lost += messages
+        log.warning("%s was too slow: %d messages were lost", self.what, messages)
+        if self._on_lost is not None:
+            self._on_lost(messages)
+
+    def _broken(self) -> None:
+        self._acks.broken()
+        if self._source.settled:
+            self._queue.clear()  # they come again, to whoever is there
+
+    def _ended(self, error: TidewireError | None) -> None:
+        self._over = True
+        self._arrived.set()
+        self._acks.give_up(error or ConnectionLost(f"{self.what} was closed"))
+
+
+def _count(delivery: event_pb2.Delivery) -> int:
+    """Messages of a delivery that are for this reader."""
+    if delivery.included:
+        return sum(part.last - part.first + 1 for part in delivery.included)
+    if delivery.batch.selected:
+        return sum(part.last - part.first + 1 for part in delivery.batch.selected)
+    return delivery.batch.count
+
+
+def _is_async(handler: Handler) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004 (an object with an async __call__)
+    )
