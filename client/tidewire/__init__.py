@@ -1,1 +1,123 @@
-"""Messaging for microservices: events, queries, state, control, heartbeats and checkpoints."""
+"""
+Messaging for microservices: events, queries, state, control, heartbeats and checkpoints.
+
+::
+
+    async with tidewire.connect("tcp://localhost:7401") as client:
+        await client.events.publish("orders.created", b"...")
+
+Names are imported when they are first used: ``import tidewire`` alone loads neither gRPC nor
+protobuf.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tidewire import errors, sync
+    from tidewire.client.attendance import Attendance, Command
+    from tidewire.client.checkpoints import Checkpoint, Operator
+    from tidewire.client.client import Client, ConnectionState, connect
+    from tidewire.client.control import CommandOutcome
+    from tidewire.client.entries import ChangeKind, Entry, StateEvent
+    from tidewire.client.lanes import PublishAck
+    from tidewire.client.membership import Figures, Membership
+    from tidewire.client.message import Message, MessageBatch
+    from tidewire.client.publisher import Publisher
+    from tidewire.client.queries import Gathered, Reply
+    from tidewire.client.responder import Query, Responder
+    from tidewire.client.retry import RetryPolicy
+    from tidewire.client.subscription import Subscription
+    from tidewire.client.transaction import Transaction
+    from tidewire.client.watching import Watch
+    from tidewire.errors import TidewireError
+    from tidewire.transport import TlsConfig, channel
+
+__all__ = (  # noqa: RUF022 (grouped, not sorted)
+    # Connecting.
+    "connect",
+    "Client",
+    "ConnectionState",
+    "RetryPolicy",
+    "TlsConfig",
+    "channel",
+    "sync",
+    # Errors.
+    "errors",
+    "TidewireError",
+    # Events.
+    "Message",
+    "MessageBatch",
+    "PublishAck",
+    "Publisher",
+    "Subscription",
+    # Queries.
+    "Gathered",
+    "Query",
+    "Reply",
+    "Responder",
+    # State.
+    "ChangeKind",
+    "Entry",
+    "StateEvent",
+    "Transaction",
+    "Watch",
+    # Control.
+    "Attendance",
+    "Command",
+    "CommandOutcome",
+    # Heartbeats.
+    "Figures",
+    "Membership",
+    # Checkpoints.
+    "Checkpoint",
+    "Operator",
+)
+
+_HOMES = {
+    "connect": "tidewire.client.client",
+    "Client": "tidewire.client.client",
+    "ConnectionState": "tidewire.client.client",
+    "RetryPolicy": "tidewire.client.retry",
+    "TlsConfig": "tidewire.transport",
+    "channel": "tidewire.transport",
+    "TidewireError": "tidewire.errors",
+    "Message": "tidewire.client.message",
+    "MessageBatch": "tidewire.client.message",
+    "PublishAck": "tidewire.client.lanes",
+    "Publisher": "tidewire.client.publisher",
+    "Subscription": "tidewire.client.subscription",
+    "Gathered": "tidewire.client.queries",
+    "Query": "tidewire.client.responder",
+    "Reply": "tidewire.client.queries",
+    "Responder": "tidewire.client.responder",
+    "ChangeKind": "tidewire.client.entries",
+    "Entry": "tidewire.client.entries",
+    "StateEvent": "tidewire.client.entries",
+    "Transaction": "tidewire.client.transaction",
+    "Watch": "tidewire.client.watching",
+    "Attendance": "tidewire.client.attendance",
+    "Command": "tidewire.client.attendance",
+    "CommandOutcome": "tidewire.client.control",
+    "Figures": "tidewire.client.membership",
+    "Membership": "tidewire.client.membership",
+    "Checkpoint": "tidewire.client.checkpoints",
+    "Operator": "tidewire.client.checkpoints",
+}
+_MODULES = ("errors", "sync")
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is not None:
+        value = getattr(import_module(home), name)
+    elif name in _MODULES:
+        value = import_module(f"tidewire.{name}")
+    else:
+        raise AttributeError(f"module 'tidewire' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,130 @@
+"""Entries and changes of State, as the application sees them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from tidewire.client.times import to_datetime, to_seconds
+from tidewire.v1 import state_pb2
+from tidewire.wire.payload import decode_payload, headers_of
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """
+    One version of a key.
+
+    Attributes:
+        key: Key.
+        value: Value, decompressed; ``None`` where only keys were asked for.
+        revision: Store revision that wrote this version.
+        create_revision: Store revision that made the key.
+        version: Versions since the key was made, from 1.
+        ttl_s: Time to live it was written with; ``None`` when it has none.
+        expires: When it expires, unless it is touched.
+        lease_node_id: Member whose lease it hangs on; empty when none.
+        time: When this version was written.
+        content_type: Media type given by the writer.
+        headers: Headers given by the writer.
+    """
+
+    key: str
+    value: bytes | None
+    revision: int
+    create_revision: int = 0
+    version: int = 0
+    ttl_s: float | None = None
+    expires: datetime | None = None
+    lease_node_id: str = ""
+    time: datetime | None = None
+    content_type: str = ""
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The value as UTF-8 text; empty when there is none."""
+        return "" if self.value is None else self.value.decode()
+
+
+class ChangeKind(Enum):
+    """What an event of a watch or of history says."""
+
+    SNAPSHOT = "snapshot"
+    """The key was there when the watch began."""
+    SYNCED = "synced"
+    """The snapshot is complete; what follows are changes."""
+    PUT = "put"
+    DELETE = "delete"
+    EXPIRE = "expire"
+    LEASE_LOST = "lease_lost"
+    COMPACTED = "compacted"
+    """Changes were missed and cannot be had: forget what you know, a new snapshot follows."""
+    RESTARTED = "restarted"
+    """The snapshot was cut by a break: forget what you know, it begins again."""
+    UNKNOWN = "unknown"
+    """A kind of change this version does not know."""
+
+
+_KINDS = {
+    state_pb2.CHANGE_KIND_PUT: ChangeKind.PUT,
+    state_pb2.CHANGE_KIND_DELETE: ChangeKind.DELETE,
+    state_pb2.CHANGE_KIND_EXPIRE: ChangeKind.EXPIRE,
+    state_pb2.CHANGE_KIND_LEASE_LOST: ChangeKind.LEASE_LOST,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StateEvent:
+    """
+    One event of a watch.
+
+    Attributes:
+        kind: What happened.
+        revision: Store revision of it.
+        entry: The entry after it; for what removes a key only key, revision and time are set;
+            ``None`` for SYNCED and COMPACTED.
+        previous: The entry before, when asked for and kept.
+    """
+
+    kind: ChangeKind
+    revision: int
+    entry: Entry | None = None
+    previous: Entry | None = None
+
+    @property
+    def key(self) -> str:
+        """Key it is about; empty when it is about none."""
+        return "" if self.entry is None else self.entry.key
+
+    @property
+    def value(self) -> bytes | None:
+        """Value of the entry, if there is one."""
+        return None if self.entry is None else self.entry.value
+
+
+def read_entry(entry: state_pb2.Entry) -> Entry:
+    """Return an entry with its value decompressed; errors: see `wire.payload.decode_payload`."""
+    has_value = entry.HasField("value")
+    return Entry(
+        key=entry.key,
+        value=decode_payload(entry.value) if has_value else None,
+        revision=entry.revision,
+        create_revision=entry.create_revision,
+        version=entry.version,
+        ttl_s=to_seconds(entry.ttl) if entry.HasField("ttl") else None,
+        expires=to_datetime(entry.expires) if entry.HasField("expires") else None,
+        lease_node_id=entry.lease_node_id,
+        time=to_datetime(entry.time) if entry.HasField("time") else None,
+        content_type=entry.value.content_type if has_value else "",
+        headers=tuple(headers_of(entry.value)) if has_value else (),
+    )
+
+
+def read_change(change: state_pb2.Change) -> StateEvent:
+    """Return a change with its values decompressed."""
+    return StateEvent(
+        kind=_KINDS.get(change.kind, ChangeKind.UNKNOWN),
+        revision=change.entry.revision,
+        entry=read_entry(change.entry),
+        previous=read_entry(change.previous) if change.HasField("previous") else None,
+    )
