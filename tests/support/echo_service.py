@@ -82,8 +82,8 @@ class EchoService(echo_pb2_grpc.EchoServiceServicer):
             f"key={context.peer_identity_key()}",
             f"identities={sorted(context.peer_identities() or ())!r}",
         ]
-        for key in ("peer_spiffe_id", "x509_common_name", "x509_subject_alternative_name"):
-            lines.append(f"{key}={sorted(auth.get(key, ()))!r}")
+        keys = ("peer_spiffe_id", "x509_common_name", "x509_subject_alternative_name")
+        lines.extend(f"{key}={sorted(auth.get(key, ()))!r}" for key in keys)
         return echo_pb2.SayResponse(text="\n".join(lines))
 
     async def Repeat(
@@ -116,7 +116,7 @@ class EchoService(echo_pb2_grpc.EchoServiceServicer):
                 await self.release.wait()
         return echo_pb2.CollectResponse(text=",".join(texts), body_bytes=size)
 
-    async def Converse(
+    async def Converse(  # type: ignore[override]  # the stubs know only one of two legal styles
         self, request_iterator: AsyncIterator[echo_pb2.ConverseRequest], context: Context
     ) -> None:
         """Answer each message, in the reader and writer style."""

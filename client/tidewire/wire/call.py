@@ -277,7 +277,11 @@ class Call:
             self.parts = None
             self.connection.incomplete_bytes -= self._parts_bytes
             self._parts_bytes = 0
-            self.connection.incomplete.pop(self, None)
+            incomplete = self.connection.incomplete
+            incomplete.pop(self, None)
+            if incomplete and not self.connection.closed:
+                # It may have stopped for want of credit, and nothing else would wake it.
+                next(iter(incomplete)).grow()
 
     def take(self, mark: int) -> None:
         """Say that the application took the message with this mark: the peer may send more."""

@@ -158,9 +158,9 @@ async def test_abort_after_responses(echo: Echoing) -> None:
     """What was sent before an abort arrives before its status."""
     call = echo.stub.Repeat(echo_pb2.RepeatRequest(text="abort", count=3), timeout=LIMIT_S)
     got = []
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:  # noqa: PT012
         async for response in call:
-            got.append(response.index)
+            got.append(response.index)  # noqa: PERF401
 
     assert [0, 1, 2] == got
     assert grpc.StatusCode.DATA_LOSS == caught.value.code()
@@ -350,7 +350,7 @@ async def test_malformed_request(echo: Echoing) -> None:
 
 
 async def test_nobody_there(echo: Echoing) -> None:
-    """A call to a server that has gone is UNAVAILABLE; one that waits for it reaches its deadline."""
+    """A call to a server that has gone is UNAVAILABLE; one that waits reaches its deadline."""
     await echo.stub.Say(Say(), timeout=LIMIT_S)
     await echo.server.stop(None)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
