@@ -1,0 +1,158 @@
+"""
+Where the server listens: one gRPC server and one raw server for each scheme, all on one router.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final
+
+import grpc.aio
+
+from tidewire.errors import InvalidArgument
+from tidewire.transport import (
+    GrpcServerOptions,
+    RawServer,
+    ServerCredentials,
+    TlsConfig,
+    TransportOptions,
+    WireUrl,
+    grpc_server,
+    parse_url,
+)
+from tidewire.v1 import server_pb2
+from tidewire_server.ops.config import ENCRYPTED_SCHEMES, Config, ConfigError
+from tidewire_server.router import Router
+
+GRPC_SCHEMES: Final = ("grpc", "grpcs")
+RAW_SCHEMES: Final = ("tcp", "tls")
+
+
+@dataclass(slots=True)
+class Listeners:
+    """
+    Everything that accepts connections.
+
+    Attributes:
+        bound: What is listened on, with the ports that were picked.
+        raw: Raw servers by scheme.
+    """
+
+    router: Router
+    config: Config
+    bound: list[server_pb2.Listener] = field(default_factory=list)
+    raw: dict[str, RawServer] = field(default_factory=dict)
+    _grpc: grpc.aio.Server | None = None
+    _credentials: list[ServerCredentials] = field(default_factory=list)
+    _reloads: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """
+        Listen on every URL of the configuration.
+
+        Raises:
+            ConfigError: An address cannot be listened on, or a scheme is not known.
+        """
+        for url in self.config.listen.urls:
+            self._add(parse_url(url))
+        for server in self._servers():
+            await server.start()
+        self._reloads = asyncio.create_task(self._watch_certificates())
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new connections and calls; cut those in flight when the grace is over."""
+        if self._reloads is not None:
+            self._reloads.cancel()
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers()))
+
+    def reload_certificates(self) -> bool:
+        """Read certificates anew for connections that come; False when some keep their old ones."""
+        raw = [server.reload_tls() for server in self.raw.values()]
+        return all([*raw, *(credentials.reload() for credentials in self._credentials)])
+
+    def _servers(self) -> list[grpc.aio.Server]:
+        return [*([self._grpc] if self._grpc is not None else []), *self.raw.values()]
+
+    def _add(self, url: WireUrl) -> None:
+        if url.scheme in GRPC_SCHEMES:
+            port = self._add_grpc(url)
+        elif url.scheme in RAW_SCHEMES:
+            port = self._add_raw(url)
+        else:
+            known = ", ".join(f"{scheme}://" for scheme in (*GRPC_SCHEMES, *RAW_SCHEMES))
+            raise ConfigError(
+                f"listen.urls: the server has no wire {url.scheme}://; it has {known}"
+            )
+        encrypted = url.scheme in ENCRYPTED_SCHEMES
+        self.bound.append(
+            server_pb2.Listener(
+                url=WireUrl(url.scheme, url.host, port).text,
+                encrypted=encrypted,
+                client_certificate_required=encrypted
+                and self.config.tls.require_client_certificate,
+            )
+        )
+
+    def _add_grpc(self, url: WireUrl) -> int:
+        wire = self.config.wire
+        if self._grpc is None:
+            self._grpc = grpc_server(
+                (self.router,),
+                limits=wire.to_wire(),
+                options=GrpcServerOptions(
+                    handshake_timeout_s=wire.handshake_timeout_s,
+                    streams_max=wire.calls_max,
+                    connections_max=wire.connections_max,
+                    keepalive_s=wire.keepalive_s,
+                    keepalive_timeout_s=wire.ping_timeout_s,
+                ),
+            )
+        try:
+            if url.scheme == "grpc":
+                return self._grpc.add_insecure_port(url.target)
+            credentials = ServerCredentials(self._tls())
+            self._credentials.append(credentials)
+            return self._grpc.add_secure_port(url.target, credentials.credentials)
+        except RuntimeError as error:
+            raise _cannot_listen(url) from error
+
+    def _add_raw(self, url: WireUrl) -> int:
+        server = self.raw.get(url.scheme)
+        if server is None:
+            server = self.raw[url.scheme] = RawServer(
+                (self.router,),
+                options=TransportOptions(
+                    limits=self.config.wire.to_wire(),
+                    handshake_timeout_s=self.config.wire.handshake_timeout_s,
+                    connections_max=self.config.wire.connections_max,
+                    node_id=self.config.server.node_id,
+                ),
+                codecs=self.config.codecs.to_proto(),
+            )
+        try:
+            return server.add_listener(url.text, tls=self._tls() if url.scheme == "tls" else None)
+        except (OSError, InvalidArgument) as error:
+            raise _cannot_listen(url, str(error)) from error
+
+    def _tls(self) -> TlsConfig:
+        tls = self.config.tls
+        return TlsConfig(
+            certificate=tls.certificate,
+            key=tls.key,
+            ca=tls.ca or None,
+            require_client_certificate=tls.require_client_certificate,
+        )
+
+    async def _watch_certificates(self) -> None:
+        """GRPC cannot look at files in a handshake, so somebody has to look now and then."""
+        while True:
+            await asyncio.sleep(self.config.tls.reload_interval_s)
+            for credentials in self._credentials:
+                credentials.refresh()
+
+
+def _cannot_listen(
+    url: WireUrl, why: str = "the address is in use or not of this machine"
+) -> ConfigError:
+    return ConfigError(
+        f"listen.urls: {url.text} cannot be listened on: {why}; choose another port, or port 0"
+    )
