@@ -108,6 +108,13 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._idle = asyncio.Event()
 
+    async def join(self) -> None:
+        """Wait until the responder ends: it was closed, or failed, which raises why."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._error is not None and not self._closing:
+            raise self._error
+
     async def close(self) -> None:
         """Take no more queries, answer those in hand within the client's timeout, then end."""
         task = self._task
