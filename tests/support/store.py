@@ -52,13 +52,14 @@ async def open_store(
     *,
     limits: ServiceLimits | None = None,
     options: EngineOptions | None = None,
+    state_service: type[StateService] = StateService,
 ) -> AsyncIterator[Store]:
     """Open a store in this directory and serve it."""
     engine = await open_engine(
         directory, node_id="server", options=options or EngineOptions(ballast_bytes=0)
     )
     core = Core(engine, Members(), "server", "0", limits=limits or ServiceLimits())
-    service = StateService(core)
+    service = state_service(core)
     registrations: list[Registration] = [
         (state_pb2_grpc.add_StateServiceServicer_to_server, service),
         (checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server, CheckpointService(core)),
