@@ -70,6 +70,10 @@ class EchoService(echo_pb2_grpc.EchoServiceServicer):
         context.set_trailing_metadata((("last", "2"), ("last-bin", b"\xff\x00")))
         return echo_pb2.SayResponse(text=given.get("color", ""), body=given.get("raw-bin", b""))
 
+    async def _token(self, request: echo_pb2.SayRequest, context: Context) -> echo_pb2.SayResponse:
+        given = dict(context.invocation_metadata())
+        return echo_pb2.SayResponse(text=given.get("authorization", ""))
+
     async def _remaining(
         self, request: echo_pb2.SayRequest, context: Context
     ) -> echo_pb2.SayResponse:

@@ -24,6 +24,9 @@ from tidewire.wire.deadlines import FOREVER
 JOIN_BYTES_MAX: Final = 64 * 1024
 """Up to here one joined write is cheaper than a vectored one."""
 
+BACKLOG_BYTES: Final = 1024 * 1024
+"""Answers that wait for the transport before a server stops reading."""
+
 ConnectionT = TypeVar("ConnectionT", bound=Connection)
 
 
@@ -43,6 +46,7 @@ class WireProtocol(asyncio.Protocol, Generic[ConnectionT]):
         self._timer_s = FOREVER
         self._ending = False
         self._finishing = False
+        self._deaf = False
         self.connection: ConnectionT
         self.transport: asyncio.Transport
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -64,6 +68,11 @@ class WireProtocol(asyncio.Protocol, Generic[ConnectionT]):
         self._counters.bytes_in += len(data)
         connection = self.connection
         connection.receive_data(data, self._loop.time())
+        if connection.is_server and connection.backlog_bytes > BACKLOG_BYTES:
+            # What answers wait for is taken first. Only a server stops: two that wait for each
+            # other would wait for ever.
+            self._deaf = True
+            self.transport.pause_reading()
         if connection.wake_s < self._timer_s:
             self._arm()
 
@@ -102,6 +111,9 @@ class WireProtocol(asyncio.Protocol, Generic[ConnectionT]):
             self._write(pieces)
         if connection.wake_s < self._timer_s:
             self._arm()
+        if self._deaf and connection.backlog_bytes <= BACKLOG_BYTES and not connection.closed:
+            self._deaf = False
+            self.transport.resume_reading()
         if self._finishing and not connection.has_output:
             connection.connection_lost(Cancelled("the connection has drained"))
         if connection.closed and not self._ending:

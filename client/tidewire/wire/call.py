@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from tidewire.wire.connection import Connection
 
 
+def judge_size(size: int, limit: int) -> None:
+    """Raise :class:`MessageTooLarge` for a message, or its part so far, over ``limit`` bytes."""
+    if size > limit:
+        raise MessageTooLarge(
+            f"the message has {size} bytes or more; the limit is {limit}",
+            metadata={"size_bytes": size, "limit_bytes": limit},
+        )
+
+
 class Call:
     """
     State of one call at one side.
@@ -111,7 +120,7 @@ class Call:
         if (
             self.call_id
             and not self.outbox
-            and size <= connection.fragment_bytes
+            and size <= connection.single_bytes_max
             and self.sent < self.credit
             and connection.sent < connection.credit
             and connection.scheduler.bytes < connection.limits.unsent_bytes_max
@@ -123,12 +132,7 @@ class Call:
                 HEADER.pack(LENGTH_LEAST + size, MESSAGE, flags, 0, self.call_id) + body,
             )
             return True
-        limit = connection.peer_limits.message_bytes_max
-        if size > limit:
-            raise MessageTooLarge(
-                f"the message has {size} bytes; the peer takes {limit}",
-                metadata={"size_bytes": size, "limit_bytes": limit},
-            )
+        judge_size(size, connection.peer_limits.message_bytes_max)
         self._put(MESSAGE, flags, body)
         return False
 
@@ -252,17 +256,14 @@ class Call:
             )
         parts = self.parts
         if parts is None and not flags & MORE:
+            judge_size(len(body), limits.message_bytes_max)
             return body
         if parts is None:
             parts = self.parts = []
             connection.incomplete[self] = None
         self._parts_bytes += len(body)
         connection.incomplete_bytes += len(body)
-        if self._parts_bytes > limits.message_bytes_max:
-            raise MessageTooLarge(
-                f"a message of call {self.call_id} has more than {limits.message_bytes_max} bytes",
-                metadata={"limit_bytes": limits.message_bytes_max},
-            )
+        judge_size(self._parts_bytes, limits.message_bytes_max)
         parts.append(body)
         if flags & MORE:
             self.grow()

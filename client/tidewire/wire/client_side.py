@@ -23,7 +23,7 @@ from tidewire.wire.bodies import (
     decode_headers,
     decode_hello,
 )
-from tidewire.wire.call import Call
+from tidewire.wire.call import Call, judge_size
 from tidewire.wire.connection import Connection, FrameHandler
 from tidewire.wire.frame import (
     CALL_ID_MAX,
@@ -90,6 +90,8 @@ class ClientConnection(Connection):
         if len(self.unsent) >= self.limits.calls_waiting_max:
             raise ResourceExhausted(f"{len(self.unsent)} calls wait for their turn on a connection")
         call.connection = self
+        if message is not None:
+            judge_size(len(message), self.peer_limits.message_bytes_max)
         if message is None:
             call.open_flags = END if last else 0
         elif len(message) + len(call.head) + OPEN_PREFIX_BYTES <= self.fragment_bytes:

@@ -76,6 +76,8 @@ class Connection:
         self.peer_hello: Hello | None = None
         self.peer_limits = PeerLimits()
         self.fragment_bytes = limits.fragment_bytes
+        self.single_bytes_max = 0
+        """Largest message that goes out whole, in one frame."""
         self.calls: dict[int, Call] = {}
         self.last_call_id = 0
         """Highest call id seen (server) or used (client)."""
@@ -213,6 +215,11 @@ class Connection:
     def has_output(self) -> bool:
         """Whether ``data_to_send`` would return something (or find that credit forbids it)."""
         return bool(self._control or self.scheduler.ready)
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Frames that wait for the transport; a shell stops reading when they are many."""
+        return self._control_bytes + self.scheduler.bytes
 
     def data_to_send(self, bytes_max: int, now_s: float) -> list[bytes | memoryview]:
         """
@@ -406,6 +413,7 @@ class Connection:
         self.fragment_bytes = min(
             self.limits.fragment_bytes, peer.limits.frame_bytes_max - LENGTH_LEAST
         )
+        self.single_bytes_max = min(self.fragment_bytes, peer.limits.message_bytes_max)
         self.credit = peer.limits.connection_credit_bytes
         self._handlers = self._table(greeted=True)
         self.wake_at(self.now_s + self.limits.keepalive_s)

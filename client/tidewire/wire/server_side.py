@@ -8,6 +8,7 @@ from tidewire.errors import (
     Cancelled,
     DeadlineExceeded,
     ProtocolViolation,
+    ResourceExhausted,
     TidewireError,
     TooManyCalls,
     WireVersionUnsupported,
@@ -22,7 +23,7 @@ from tidewire.wire.bodies import (
     decode_hello,
     encode_ending,
 )
-from tidewire.wire.call import Call
+from tidewire.wire.call import Call, judge_size
 from tidewire.wire.connection import Connection, FrameHandler
 from tidewire.wire.frame import (
     CANCEL,
@@ -122,8 +123,11 @@ class ServerConnection(Connection):
         if self.draining:
             return
         limits = self.limits
-        if head_bytes > limits.head_bytes_max or len(self.calls) >= limits.calls_max:
-            self._refuse_open(priority, call_id, head_bytes)
+        try:
+            self._judge_open(head_bytes, message)
+        except ResourceExhausted as error:
+            self._push_status(priority, call_id, Ending.of(error))
+            self.on_refused(error)
             return
         call = self.on_call(self._heads.parse(body[OPEN_PREFIX_BYTES:cut]))
         call.connection = self
@@ -138,15 +142,17 @@ class ServerConnection(Connection):
         call.peer_done = last
         self.on_call_opened(call, message, last)
 
-    def _refuse_open(self, priority: int, call_id: int, head_bytes: int) -> None:
+    def _judge_open(self, head_bytes: int, message: bytes | None) -> None:
         limits = self.limits
-        error = TooManyCalls(
-            f"the connection has {len(self.calls)} calls open, the limit is {limits.calls_max}; a "
-            f"call head may have {limits.head_bytes_max} bytes, this one has {head_bytes}",
-            metadata={"calls_max": limits.calls_max},
-        )
-        self._push_status(priority, call_id, Ending.of(error))
-        self.on_refused(error)
+        if message is not None:
+            judge_size(len(message), limits.message_bytes_max)
+        if head_bytes > limits.head_bytes_max or len(self.calls) >= limits.calls_max:
+            raise TooManyCalls(
+                f"the connection has {len(self.calls)} calls open, the limit is "
+                f"{limits.calls_max}; a call head may have {limits.head_bytes_max} bytes, this one "
+                f"has {head_bytes}",
+                metadata={"calls_max": limits.calls_max},
+            )
 
     def _receive_cancel(self, flags: int, priority: int, call_id: int, body: bytes) -> None:
         self._no_body("CANCEL", body)

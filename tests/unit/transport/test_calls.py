@@ -158,9 +158,9 @@ async def test_abort_after_responses(echo: Echoing) -> None:
     """What was sent before an abort arrives before its status."""
     call = echo.stub.Repeat(echo_pb2.RepeatRequest(text="abort", count=3), timeout=LIMIT_S)
     got = []
-    with pytest.raises(grpc.aio.AioRpcError) as caught:  # noqa: PT012
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for response in call:
-            got.append(response.index)  # noqa: PERF401
+            got.append(response.index)
 
     assert [0, 1, 2] == got
     assert grpc.StatusCode.DATA_LOSS == caught.value.code()
