@@ -11,7 +11,9 @@ protobuf.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+# Type checkers take it for true; importing `typing` would cost more than all the rest.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from tidewire import errors, sync
@@ -107,10 +109,10 @@ _HOMES = {
 _MODULES = ("errors", "sync")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is not None:
-        value = getattr(import_module(home), name)
+        value: object = getattr(import_module(home), name)
     elif name in _MODULES:
         value = import_module(f"tidewire.{name}")
     else:

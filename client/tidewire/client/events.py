@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from tidewire.client.durable import StreamHandle
 from tidewire.client.fetching import UnarySettler
-from tidewire.client.lanes import Item, PublishAck
+from tidewire.client.lanes import PublishAck, read_ack
 from tidewire.client.message import Message, MessageBatch
 from tidewire.client.naming import Durability, Start, durability_of, start_of
 from tidewire.client.opening import Opening
@@ -98,7 +98,7 @@ class Events:
         response = await self._session.unary(
             self._stub.Publish, request, timeout_s=timeout_s, metadata=PRIORITY_EVENTS
         )
-        return Item(request, 0, []).ack_of(response, 0)
+        return read_ack(response, 0, 1)
 
     async def publish_many(
         self,
@@ -185,13 +185,12 @@ class Events:
         self, future: asyncio.Future[PublishAck], timeout_s: float | None
     ) -> PublishAck:
         limit_s = self._session.options.timeout_s if timeout_s is None else timeout_s
+        # Cheaper than asyncio.timeout, which asks for the loop and the task.
+        timer = self._session.loop.call_later(limit_s, _expire, future, limit_s)
         try:
-            async with asyncio.timeout(limit_s):
-                return await future
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"a publish was not acknowledged within {limit_s:g} s; it may still be stored"
-            ) from None
+            return await future
+        finally:
+            timer.cancel()
 
     # Receiving.
 
@@ -404,6 +403,15 @@ class Events:
         request.node_id = options.node_id
         request.codecs.extend(self._session.codecs_readable)
         return Source(request)
+
+
+def _expire(future: asyncio.Future[PublishAck], limit_s: float) -> None:
+    if not future.done():
+        future.set_exception(
+            DeadlineExceeded(
+                f"a publish was not acknowledged within {limit_s:g} s; it may still be stored"
+            )
+        )
 
 
 async def _opened_publisher(publisher: Publisher) -> Publisher:

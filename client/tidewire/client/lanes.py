@@ -9,8 +9,7 @@ in the lane; those are put back in order and sent under the next epoch. No I/O.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 from tidewire.errors import Overloaded, ProducerGap, TidewireError
 from tidewire.v1 import common_pb2, event_pb2
@@ -20,8 +19,7 @@ TRIES_MAX: Final = 5
 OVERLOADED_DELAY_S: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class PublishAck:
+class PublishAck(NamedTuple):
     """
     What became of a message.
 
@@ -41,63 +39,86 @@ class PublishAck:
     receivers: int
 
 
-@dataclass(slots=True)
-class Waiter:
-    """Who waits for the acknowledgement of one message of a batch."""
-
-    index: int
-    future: asyncio.Future[PublishAck]
+Waiter: TypeAlias = tuple[int, asyncio.Future[PublishAck]]
+"""Index of a message in its batch, and who waits for its acknowledgement."""
 
 
 class Item:
     """A batch on its way."""
 
-    __slots__ = ("body_bytes", "count", "granted", "lane", "request", "sends", "tries", "waiters")
+    __slots__ = (
+        "batch",
+        "body_bytes",
+        "count",
+        "granted",
+        "lane",
+        "message",
+        "sends",
+        "tries",
+        "waiters",
+    )
 
     def __init__(
-        self, request: event_pb2.PublishRequest, granted: int, waiters: list[Waiter]
+        self,
+        message: event_pb2.PublishStreamRequest,
+        body_bytes: int,
+        granted: int,
+        waiters: list[Waiter],
     ) -> None:
-        self.request = request
+        self.message = message
+        self.batch = message.publish.request.batch
         self.granted = granted
         self.waiters = waiters
-        self.count: int = request.batch.count
-        self.body_bytes = len(request.batch.body)
+        self.count: int = self.batch.count
+        self.body_bytes = body_bytes
         self.lane: Lane | None = None
         self.sends = 0
         self.tries = 0
 
     def resolve(self, response: event_pb2.PublishResponse) -> None:
         """Tell who waits what became of the batch."""
-        for waiter in self.waiters:
-            if not waiter.future.done():
-                waiter.future.set_result(self.ack_of(response, waiter.index))
+        for index, future in self.waiters:
+            if not future.done():
+                future.set_result(self.ack_of(response, index))
 
     def ack_of(self, response: event_pb2.PublishResponse, index: int) -> PublishAck:
         """What became of one message of the batch."""
-        first = response.stored.first if response.HasField("stored") else 0
-        duplicates = response.duplicates
         # Sent twice without message ids: the duplicate is our own first sending.
-        own = self.sends > 0 and not self.request.batch.message_ids
-        partly = 0 < duplicates < self.count
-        if partly and own:
-            # A sequence is known as a duplicate from its beginning.
-            first = first - duplicates if index >= duplicates else 0
-        elif partly:
-            first = 0
-        return PublishAck(
-            stream=response.stream,
-            sequence=first + index if first else 0,
-            durability=response.durability,
-            duplicate=duplicates == self.count and not own,
-            receivers=response.receivers,
-        )
+        own = self.sends > 0 and not self.batch.message_ids
+        return read_ack(response, index, self.count, own_duplicates=own)
 
     def reject(self, error: TidewireError) -> int:
         """Tell who waits that the batch failed; returns how many waited."""
-        for waiter in self.waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(error)
+        for _, future in self.waiters:
+            if not future.done():
+                future.set_exception(error)
         return len(self.waiters)
+
+
+def read_ack(
+    response: event_pb2.PublishResponse, index: int, count: int, *, own_duplicates: bool = False
+) -> PublishAck:
+    """
+    What became of one message of a batch.
+
+    Args:
+        response: What the server says of the batch.
+        index: Place of the message in the batch.
+        count: Messages of the batch.
+        own_duplicates: Duplicates are of this very batch, sent before.
+    """
+    first = response.stored.first
+    duplicates = response.duplicates
+    if 0 < duplicates < count:
+        # Duplicates of our own are the beginning of the batch; those of others can be anywhere.
+        first = first - duplicates if own_duplicates and index >= duplicates else 0
+    return PublishAck(
+        response.stream,
+        first + index if first else 0,
+        response.durability,
+        duplicates == count and not own_duplicates,
+        response.receivers,
+    )
 
 
 class Lane:
@@ -116,7 +137,7 @@ class Lane:
 
     def number(self, item: Item) -> None:
         """Give a batch the next place."""
-        batch = item.request.batch
+        batch = item.batch
         batch.producer_id = self.producer_id
         batch.producer_epoch = self.epoch
         batch.producer_sequence = self.next_sequence
@@ -136,7 +157,7 @@ class Lanes:
 
     def enter(self, item: Item) -> bool:
         """Number a batch, or hold it back while its lane mends; true when it may be sent."""
-        lane = item.lane = self._lane(item.request.batch.subject)
+        lane = item.lane = self._lane(item.batch.subject)
         if lane.broken:
             lane.held.append(item)
             self.held += 1
@@ -181,9 +202,9 @@ class Lanes:
         if lane is None or not lane.broken or lane.in_flight:
             return ()
         # Answers may come in any order; the old numbers say how it was. New items have none yet.
-        tried = [entry for entry in lane.held if entry.request.batch.producer_sequence]
-        fresh = [entry for entry in lane.held if not entry.request.batch.producer_sequence]
-        tried.sort(key=lambda entry: entry.request.batch.producer_sequence)
+        tried = [entry for entry in lane.held if entry.batch.producer_sequence]
+        fresh = [entry for entry in lane.held if not entry.batch.producer_sequence]
+        tried.sort(key=lambda entry: entry.batch.producer_sequence)
         self.held -= len(lane.held)
         lane.held = []
         lane.broken = False

@@ -67,6 +67,7 @@ class Session:
     Shared by the parts of one client, within one event loop.
 
     Attributes:
+        loop: The event loop.
         channel: Carries the calls; any ``grpc.aio.Channel``.
         codec: Codec of what is sent when nothing else is said.
         sleep: How to wait; a test may give its own.
@@ -79,6 +80,8 @@ class Session:
         self.codecs_readable = codecs_installed()
         self.random = random.Random()
         self.budget = RetryBudget(options.retry)
+        # Asking for the running loop costs a system call on Python 3.11.
+        self.loop = asyncio.get_running_loop()
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.clock: Callable[[], float] = time.monotonic
         self.closed = False

@@ -116,8 +116,15 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
 
     # What the application calls.
 
-    def __aiter__(self) -> "Subscription":
-        return self
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        # A generator costs half of what `__anext__` does. Leaving it loses nothing.
+        while True:
+            for message in self._current:
+                yield message
+            try:
+                self._current = iter(await self._take())
+            except StopAsyncIteration:
+                return
 
     async def __anext__(self) -> Message:
         message = next(self._current, None)
