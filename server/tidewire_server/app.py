@@ -44,6 +44,7 @@ from tidewire_server.ops.metrics import (
     Source,
     attributes_of,
     make_registry,
+    store_sources,
 )
 from tidewire_server.ops.reflection import add_reflection
 from tidewire_server.router import Authorize, Router
@@ -158,7 +159,8 @@ class Server:
 
     async def _start_admin(self, metrics: CallMetrics) -> ServerCollector:
         collector = ServerCollector(self.core, metrics)
-        collector.add(Source(attributes_of(self.core.engine), prefix="store_"))
+        for source in store_sources(self.core.engine):
+            collector.add(source)
         if self.config.admin.enabled:
             collector.lag.start()
             self._cleanup.callback(collector.lag.close)
