@@ -33,6 +33,16 @@ def check_payload(payload: common_pb2.Payload, field: str, core: Core) -> None:
         CodecUnsupported: The codec is not one of ``core.codecs``.
         InvalidArgument: A figure does not fit; the field says which.
     """
+    size = len(payload.data)
+    if (
+        payload.codec in _UNCOMPRESSED
+        and (not payload.codec or payload.codec in core.codecs)
+        and payload.raw_size in (0, size)
+        and size <= core.limits.payload_bytes_max
+        and not payload.header
+        and not payload.content_type
+    ):
+        return  # plain bytes, the usual case: nothing is said that could be wrong
     _check_codec(payload, field, core)
     _check_sizes(payload, field, core.limits.payload_bytes_max)
     _check_headers(payload, field, core.limits.overhead_bytes_max)

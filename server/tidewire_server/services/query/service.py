@@ -169,7 +169,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     ) -> None:
         check_subject(request.subject)
         check_payload(request.payload, "payload", self._core)
-        if len(request.request_id.encode()) > REQUEST_ID_BYTES_MAX:
+        if request.request_id and len(request.request_id.encode()) > REQUEST_ID_BYTES_MAX:
             raise bad_field("request_id", f"is over {REQUEST_ID_BYTES_MAX} bytes")
 
     def _new_id(self) -> str:
