@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -14,6 +15,7 @@ from support.serving import serving
 from tidewire import errors
 from tidewire.v1 import heartbeat_pb2, heartbeat_pb2_grpc
 from tidewire_server.core import Core
+from tidewire_server.engine.embedded import open_engine
 from tidewire_server.members import Life
 from tidewire_server.services.heartbeat import HeartbeatService
 from tidewire_server.services.heartbeat import service as module
@@ -204,6 +206,32 @@ async def test_members_survive_a_start_of_the_server(engine: MemoryEngine) -> No
     assert ["b", "b"] == [suspect.member.node_id, dead.member.node_id]
     assert Life.DEAD is core.members.life("b")
     assert Life.ALIVE is core.members.life("a")
+
+
+async def test_the_embedded_store_keeps_members(tmp_path: Path) -> None:
+    """Incarnations go on counting over starts, and who is gone stays gone."""
+    register = heartbeat_pb2_grpc.add_HeartbeatServiceServicer_to_server
+    joins = []
+    for take_over in (False, True):
+        engine = await open_engine(tmp_path)
+        core = make_core(engine)
+        async with serving(core, [(register, HeartbeatService(core))]) as channel:
+            stub = heartbeat_pb2_grpc.HeartbeatServiceStub(channel)
+            if take_over:
+                listed = await stub.ListMembers(heartbeat_pb2.ListMembersRequest())
+                assert ["a"] == [member.node_id for member in listed.members]
+                assert Life.DEAD is core.members.life("b")
+            joins.append(await join(stub, "a", 60.0, take_over=take_over))
+            if not take_over:
+                await join(stub, "b", 60.0)
+                await stub.Leave(heartbeat_pb2.LeaveRequest(node_id="b", incarnation=1))
+                async with asyncio.timeout(WAIT_S):
+                    while not all(r.gone for r in await engine.list_members() if r.node_id == "b"):
+                        continue
+        await engine.close()
+
+    assert [1, 2] == [each.incarnation for each in joins]
+    assert joins[0].fencing_token < joins[1].fencing_token
 
 
 async def test_a_watched_group_tells_also_who_leaves_it(stub: Stub) -> None:

@@ -385,3 +385,62 @@ async def test_many_asks_share_the_responders_evenly(channel: Channel) -> None:
             answers = [await call for call in calls]
 
     assert [b"%d" % i for i in range(80)] == [answer.payload.data for answer in answers]
+
+
+async def test_a_responder_that_does_not_read_is_ended() -> None:
+    """It is told why, and what was not written to it goes to another."""
+    fast = make_core(limits=ServiceLimits(subscriber_stall_s=0.1))
+    service = QueryService(fast)
+    await service.start()
+    stuck, reading = FakeResponder(reads=False), FakeResponder(reads=True)
+    serving_stuck = asyncio.create_task(service.Serve(stuck.requests(), stuck))
+    await stuck.stuck.wait()
+    asks = [
+        asyncio.create_task(service.Ask(query_pb2.AskRequest(subject="a"), stuck)) for _ in range(2)
+    ]
+    await stuck.asked(2, service)
+    serving_other = asyncio.create_task(service.Serve(reading.requests(), reading))
+    with pytest.raises(errors.SlowConsumer):
+        await serving_stuck
+    async with asyncio.timeout(WAIT_S):
+        outcomes = await asyncio.gather(*asks)
+    serving_other.cancel()
+    await service.close()
+
+    assert [b"other", b"other"] == [outcome.payload.data for outcome in outcomes]
+
+
+class FakeResponder:
+    """A context and its requests; the writes of one that does not read never end."""
+
+    def __init__(self, *, reads: bool) -> None:
+        self.stuck = asyncio.Event()
+        self._reads = reads
+        self._queries: asyncio.Queue[int] = asyncio.Queue()
+
+    async def requests(self) -> AsyncIterator[query_pb2.ServeRequest]:
+        yield query_pb2.ServeRequest(open=query_pb2.ServeOpen(subjects=["a"]))
+        while True:
+            query_id = await self._queries.get()
+            payload = common_pb2.Payload(data=b"other")
+            reply = query_pb2.ServeReply(query_id=query_id, payload=payload, end=True)
+            yield query_pb2.ServeRequest(reply=reply)
+
+    async def write(self, response: query_pb2.ServeResponse) -> None:
+        if not self._reads:
+            self.stuck.set()
+            await asyncio.Event().wait()
+        if response.HasField("query"):
+            self._queries.put_nowait(response.query.query_id)
+
+    async def asked(self, number: int, service: QueryService) -> None:
+        """Wait until so many queries wait for it."""
+        async with asyncio.timeout(WAIT_S):
+            while sum(seat.in_hand for seat in service._directory.seats) < number:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+    def auth_context(self) -> dict[str, Any]:
+        return {}
+
+    def time_remaining(self) -> float:
+        return WAIT_S
