@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
 import grpc.aio
@@ -34,7 +34,8 @@ class HandlerCallDetails(NamedTuple):
     invocation_metadata: Any
 
 
-grpc.HandlerCallDetails.register(HandlerCallDetails)
+# What grpc.aio hands to routers and interceptors is of this class too; the stubs hide that.
+cast("Any", grpc.HandlerCallDetails).register(HandlerCallDetails)
 
 
 class ServerLink(ServerConnection):

@@ -22,12 +22,11 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
     Return the address as gRPC writes it: ``ipv4:10.0.0.1:5000``, ``ipv6:%5B::1%5D:5000``,
     ``unix:``.
     """
-    address = transport.get_extra_info("peername")
-    if isinstance(address, tuple) and len(address) >= 4:
-        return f"ipv6:{quote(f'[{address[0]}]', safe=':')}:{address[1]}"
-    if isinstance(address, tuple):
-        return f"ipv4:{address[0]}:{address[1]}"
-    return "unix:"
+    address: Any = transport.get_extra_info("peername")
+    if not isinstance(address, tuple):
+        return "unix:"
+    host, port, *more = address
+    return f"ipv6:{quote(f'[{host}]', safe=':')}:{port}" if more else f"ipv4:{host}:{port}"
 
 
 class Peer:

@@ -9,7 +9,7 @@ is a :class:`Transport`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import grpc.aio
 
@@ -34,6 +34,7 @@ class Transport(Protocol):
         codecs: Sequence[int],
     ) -> grpc.aio.Channel:
         """Return a channel that connects when it is first used."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def channel(
     options: TransportOptions | None = None,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     codecs: Sequence[int] = (),
-) -> Any:
+) -> grpc.aio.Channel:
     """
     Return a ``grpc.aio.Channel`` for a URL such as ``tcp://localhost:7401``; every generated stub
     works on it.

@@ -123,7 +123,7 @@ class Call:
             and size <= connection.single_bytes_max
             and self.sent < self.credit
             and connection.sent < connection.credit
-            and connection.scheduler.bytes < connection.limits.unsent_bytes_max
+            and connection.scheduler.waiting_bytes < connection.limits.unsent_bytes_max
         ):
             self.sent += HEADER_BYTES + size
             connection.sent += HEADER_BYTES + size

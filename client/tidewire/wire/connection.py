@@ -219,7 +219,7 @@ class Connection:
     @property
     def backlog_bytes(self) -> int:
         """Frames that wait for the transport; a shell stops reading when they are many."""
-        return self._control_bytes + self.scheduler.bytes
+        return self._control_bytes + self.scheduler.waiting_bytes
 
     def data_to_send(self, bytes_max: int, now_s: float) -> list[bytes | memoryview]:
         """
@@ -246,8 +246,8 @@ class Connection:
         if not self.wake_due:
             self.wake_due = True
             self.wake()
-        if scheduler.bytes > self.limits.unsent_control_bytes_max:
-            self._judge_backlog(scheduler.bytes)
+        if scheduler.waiting_bytes > self.limits.unsent_control_bytes_max:
+            self._judge_backlog(scheduler.waiting_bytes)
 
     def push_call(self, call: Call) -> None:
         """Queue a call for its next frame."""

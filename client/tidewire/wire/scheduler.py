@@ -16,12 +16,13 @@ class Emitter(Protocol):
 
     def emit(self, out: list[bytes | memoryview]) -> int:
         """Append at most one frame to ``out``; return its bytes, 0 when it must wait."""
+        ...
 
 
 class Scheduler:
     """Ten queues, and a bit for each that is not empty."""
 
-    __slots__ = ("_queues", "bytes", "ready")
+    __slots__ = ("_queues", "ready", "waiting_bytes")
 
     def __init__(self) -> None:
         self._queues: tuple[deque[bytes | Emitter], ...] = tuple(
@@ -29,14 +30,14 @@ class Scheduler:
         )
         self.ready = 0
         """Bit n is set when queue n is not empty."""
-        self.bytes = 0
+        self.waiting_bytes = 0
         """Size of the finished frames that wait."""
 
     def push_frame(self, priority: int, frame: bytes) -> None:
         """Queue a finished frame."""
         self._queues[priority].append(frame)
         self.ready |= 1 << priority
-        self.bytes += len(frame)
+        self.waiting_bytes += len(frame)
 
     def push_call(self, priority: int, call: Emitter) -> None:
         """Queue a call for one frame; it queues itself again for the next."""
@@ -54,7 +55,7 @@ class Scheduler:
                 if type(entry) is bytes:
                     out.append(entry)
                     taken += len(entry)
-                    self.bytes -= len(entry)
+                    self.waiting_bytes -= len(entry)
                 else:
                     taken += entry.emit(out)  # type: ignore[union-attr]
                     if self.ready & (bit - 1):
@@ -68,4 +69,4 @@ class Scheduler:
         for queue in self._queues:
             queue.clear()
         self.ready = 0
-        self.bytes = 0
+        self.waiting_bytes = 0

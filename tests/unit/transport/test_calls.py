@@ -138,7 +138,8 @@ async def test_status_details(echo: Echoing) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
 
-    status = rpc_status.from_call(caught.value)
+    error: Any = caught.value
+    status = rpc_status.from_call(error)
     assert status is not None
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)

@@ -199,7 +199,7 @@ async def test_one_that_gives_credit_and_never_reads() -> None:
 
         (link,) = server._links.values()
         assert service.written < 10_000
-        assert link.scheduler.bytes <= 512 * KIB
+        assert link.scheduler.waiting_bytes <= 512 * KIB
         assert link.protocol.transport.get_write_buffer_size() <= 512 * KIB
         writer.close()
         await asyncio.wait_for(service.cancelled.wait(), LIMIT_S)

@@ -112,7 +112,7 @@ async def test_server_interceptors() -> None:
             )
             assert ("in", body) == (answer.text, answer.body)
         collected = await stub.Collect(
-            [echo_pb2.CollectRequest(text="a")], metadata=word, timeout=LIMIT_S
+            iter([echo_pb2.CollectRequest(text="a")]), metadata=word, timeout=LIMIT_S
         )
         assert "a" == collected.text
     await server.stop(None)

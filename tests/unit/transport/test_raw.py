@@ -15,7 +15,15 @@ from support.echo.v1 import echo_pb2, echo_pb2_grpc
 from support.echo_service import EchoService
 from support.echoing import Echoing, echoing, serving_echo
 from tidewire.errors import InvalidArgument
-from tidewire.transport import RawServer, TransportOptions, channel, missing, parse_url, transports
+from tidewire.transport import (
+    RawChannel,
+    RawServer,
+    TransportOptions,
+    channel,
+    missing,
+    parse_url,
+    transports,
+)
 from tidewire.transport.registry import register, register_missing
 from tidewire.wire.limits import MIB, WireLimits
 
@@ -130,6 +138,7 @@ async def test_failures_are_told_at_once_and_backed_off(unused_port: int) -> Non
                 await stub.Say(Say(), timeout=LIMIT_S)
             assert grpc.StatusCode.UNAVAILABLE == caught.value.code()
             assert f"tcp://127.0.0.1:{unused_port}" in (caught.value.details() or "")
+        assert isinstance(connected, RawChannel)
         attempts = connected.counters.errors["ConnectionLost"]
         assert attempts < 20
 

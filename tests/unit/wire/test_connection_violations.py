@@ -249,7 +249,7 @@ def test_a_hundred_thousand_opens() -> None:
     server = fresh_server(WireLimits(calls_max=10))
     for start in range(1, 100_001, 1000):
         server.receive_data(b"".join(open_frame(start + n) for n in range(1000)), 0.0)
-        assert server.scheduler.bytes <= 5 * MIB
+        assert server.scheduler.waiting_bytes <= 5 * MIB
 
     assert server.closed
     assert b"PEER_TOO_SLOW" in farewell(server).details
