@@ -1,7 +1,7 @@
 """State and Checkpoint on a real store, over gRPC on loopback."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from google.rpc import status_pb2
 
 from support.serving import Registration, serving
 from tidewire import errors
+from tidewire.transport import RawServer, channel
 from tidewire.v1 import (
     checkpoint_pb2_grpc,
     common_pb2,
@@ -23,6 +24,7 @@ from tidewire_server.core import Core, ServiceLimits
 from tidewire_server.engine.base import Engine
 from tidewire_server.engine.embedded import EngineOptions, open_engine
 from tidewire_server.members import Members
+from tidewire_server.router import Router
 from tidewire_server.services.checkpoint import CheckpointService
 from tidewire_server.services.state import StateService
 
@@ -53,6 +55,7 @@ async def open_store(
     limits: ServiceLimits | None = None,
     options: EngineOptions | None = None,
     state_service: type[StateService] = StateService,
+    wire: str = "grpc",
 ) -> AsyncIterator[Store]:
     """Open a store in this directory and serve it."""
     engine = await open_engine(
@@ -65,12 +68,35 @@ async def open_store(
         (checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server, CheckpointService(core)),
     ]
     try:
-        async with serving(core, registrations) as channel:
-            state = state_pb2_grpc.StateServiceStub(channel)
-            checkpoints = checkpoint_pb2_grpc.CheckpointServiceStub(channel)
-            yield Store(core, engine, channel, service, state, checkpoints)
+        serve = serving if wire == "grpc" else serving_raw
+        async with serve(core, registrations) as connected:
+            state = state_pb2_grpc.StateServiceStub(connected)
+            checkpoints = checkpoint_pb2_grpc.CheckpointServiceStub(connected)
+            yield Store(core, engine, connected, service, state, checkpoints)
     finally:
         await engine.close()
+
+
+@asynccontextmanager
+async def serving_raw(
+    core: Core | None, registrations: Sequence[Registration]
+) -> AsyncIterator[grpc.aio.Channel]:
+    """As `serving`, over tcp://."""
+    router = Router(drain=core.drain if core is not None else None)
+    for add, servicer in registrations:
+        add(servicer, router)
+    server = RawServer((router,))
+    port = server.add_listener("tcp://127.0.0.1:0")
+    for _, servicer in registrations:
+        await servicer.start()
+    await server.start()
+    try:
+        async with channel(f"tcp://127.0.0.1:{port}") as connected:
+            yield connected
+    finally:
+        await server.stop(0.2)
+        for _, servicer in reversed(registrations):
+            await servicer.close()
 
 
 async def refused(call: Awaitable[object]) -> errors.TidewireError:

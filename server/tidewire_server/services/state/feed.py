@@ -17,13 +17,22 @@ from itertools import groupby
 from tidewire.v1 import state_pb2
 
 
-@dataclass(frozen=True, slots=True)
 class Revised:
     """The changes of one revision that one filter takes; shared by all tails that hold them."""
 
-    revision: int
-    changes: tuple[state_pb2.Change, ...]
-    size: int
+    __slots__ = ("_response", "changes", "revision", "size")
+
+    def __init__(self, revision: int, changes: tuple[state_pb2.Change, ...]) -> None:
+        self.revision = revision
+        self.changes = changes
+        self.size = size_of(changes)
+        self._response: state_pb2.WatchResponse | None = None
+
+    def response(self) -> state_pb2.WatchResponse:
+        """Return it as it is sent; made once, however many watchers there are."""
+        if self._response is None:
+            self._response = to_response(self.changes, self.revision)
+        return self._response
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +98,24 @@ class Tail:
         self.overflowed = False
         self.base = revision
 
-    def take(
-        self, after: int, *, changes_max: int, bytes_max: int
-    ) -> tuple[list[state_pb2.Change], int]:
-        """
-        Take whole revisions after one, at least one when there is one.
-
-        Returns:
-            The changes, and the last revision taken; ``after`` when nothing was there.
-        """
-        taken: list[state_pb2.Change] = []
-        size = 0
+    def take(self, after: int, *, changes_max: int, bytes_max: int) -> list[Revised]:
+        """Take whole revisions after one, in order, at least one when there is one."""
+        taken: list[Revised] = []
+        count = size = 0
         while self._pending:
             revised = self._pending[0]
-            over = (
-                len(taken) + len(revised.changes) > changes_max or size + revised.size > bytes_max
-            )
-            if taken and over:
+            count += len(revised.changes)
+            size += revised.size
+            if taken and (count > changes_max or size > bytes_max):
                 break
             self._pending.popleft()
             self._changes -= len(revised.changes)
             self._bytes -= revised.size
             if revised.revision > after:
-                taken.extend(revised.changes)
-                size += revised.size
-                after = revised.revision
-        return taken, after
+                taken.append(revised)
+            else:
+                count = size = 0
+        return taken
 
     def _clear(self) -> None:
         self._pending.clear()
@@ -196,13 +197,20 @@ class Feed:
         return self._keys if keys.exact else self._prefixes
 
 
+def to_response(changes: Iterable[state_pb2.Change], revision: int) -> state_pb2.WatchResponse:
+    """Build the response that carries changes up to a revision."""
+    return state_pb2.WatchResponse(
+        changes=state_pb2.WatchChanges(changes=changes, revision=revision)
+    )
+
+
 def size_of(changes: Iterable[state_pb2.Change]) -> int:
     """Size of changes in an answer, in bytes."""
     return sum(change.ByteSize() for change in changes)
 
 
 def _hand(tails: Iterable[Tail], revision: int, changes: tuple[state_pb2.Change, ...]) -> None:
-    revised = Revised(revision, changes, size_of(changes))
+    revised = Revised(revision, changes)
     for tail in tails:
         tail.offer(revised)
 

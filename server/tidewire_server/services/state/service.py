@@ -1,6 +1,7 @@
 """The State service: shared versioned values, kept in sync."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -24,6 +25,8 @@ from tidewire_server.services.state.expiry import ExpiryTimer, LeaseSweep
 from tidewire_server.services.state.feed import Feed, KeyFilter
 from tidewire_server.services.state.pages import decode_token, encode_token
 from tidewire_server.services.state.watching import Watcher
+
+log = logging.getLogger(__name__)
 
 RANGE_ENTRIES: Final = 1000
 RANGE_ENTRIES_MAX: Final = 10_000
@@ -59,7 +62,9 @@ class StateService(state_pb2_grpc.StateServiceServicer):
             if member.gone:
                 self._leases.end(member.node_id, member.fencing_token)
         for work in (self._expiry.run(), self._leases.run(), self._wake_on_drain()):
-            self._tasks.append(asyncio.create_task(work))
+            task = asyncio.create_task(work)
+            task.add_done_callback(_report)
+            self._tasks.append(task)
 
     async def close(self) -> None:
         """Stop the timers. What they had begun in the engine is done or not, never half."""
@@ -256,6 +261,12 @@ class StateService(state_pb2_grpc.StateServiceServicer):
         if not check_request_id(request_id):
             return None
         return RequestKey(f"state.{method}/{principal(context)}", request_id)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """Say that a timer ended by a mistake: nothing else would notice."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a timer of State ended", exc_info=error)
 
 
 def _result(committed: Committed, index: int) -> state_pb2.StateOperationResult:

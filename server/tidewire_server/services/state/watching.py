@@ -1,13 +1,16 @@
 """One watcher: a snapshot, then every change in order, without a gap."""
 
 import asyncio
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 from tidewire import errors
 from tidewire.v1 import state_pb2
 from tidewire_server.core import Context, Core
+from tidewire_server.services.state.alarm import Alarm
 from tidewire_server.services.state.checks import check_watch
-from tidewire_server.services.state.feed import Feed, KeyFilter, Tail
+from tidewire_server.services.state.feed import Feed, KeyFilter, Tail, to_response
 
 RESPONSE_BYTES_TARGET: Final = 1024 * 1024
 """
@@ -34,6 +37,11 @@ class Watcher:
         self._context = context
         self._keys = KeyFilter(request.prefix, request.exact)
         self._wake = asyncio.Event()
+        self._idle = Alarm(self._rang_idle)
+        self._is_idle = False
+        self._stall = Alarm(self._rang_stall)
+        self._stalled = False
+        self._task = asyncio.current_task()
         self._bytes_max = min(core.limits.response_bytes_max, RESPONSE_BYTES_TARGET)
         self._position = 0
         self._told = 0
@@ -58,6 +66,8 @@ class Watcher:
             await self._farewell(tail)
         finally:
             self._feed.detach(tail)
+            self._idle.close()
+            self._stall.close()
 
     def _attach(self) -> Tail:
         # Changes as they are handed out do not carry the entry before: such a watch reads them from
@@ -118,24 +128,33 @@ class Watcher:
             self._core.counters.add("state_watch_catch_ups_total")
             tail.restart(self._feed.revision)
         if self._position < tail.base:
-            changes, position = await self._read_history()
+            return await self._advance_in_history()
+        taken = tail.take(
+            self._position, changes_max=RESPONSE_CHANGES_MAX, bytes_max=self._bytes_max
+        )
+        if not taken:
+            # What else came since was not for this watch.
+            self._position = max(self._position, self._feed.revision)
+            return False
+        if len(taken) == 1:
+            response = taken[0].response()
         else:
-            changes, position = tail.take(
-                self._position, changes_max=RESPONSE_CHANGES_MAX, bytes_max=self._bytes_max
-            )
-            if not changes:
-                # What else came since was not for this watch.
-                self._position = max(position, self._feed.revision)
-                return False
+            changes = chain.from_iterable(revised.changes for revised in taken)
+            response = to_response(changes, taken[-1].revision)
+        await self._send(response)
+        self._position = self._told = taken[-1].revision
+        return True
+
+    async def _advance_in_history(self) -> bool:
+        changes, position = await self._read_history()
         if changes:
-            sent = state_pb2.WatchChanges(changes=changes, revision=position)
-            await self._send(state_pb2.WatchResponse(changes=sent))
+            await self._send(to_response(changes, position))
             self._told = position
         self._position = position
         return True
 
-    async def _read_history(self) -> tuple[list[state_pb2.Change], int]:
-        changes, position = await self._core.engine.state_changes(
+    async def _read_history(self) -> tuple[Sequence[state_pb2.Change], int]:
+        return await self._core.engine.state_changes(
             self._request.prefix,
             after_revision=self._position,
             changes_max=RESPONSE_CHANGES_MAX,
@@ -143,14 +162,18 @@ class Watcher:
             exact=self._request.exact,
             with_previous=self._request.with_previous,
         )
-        return list(changes), position
 
     async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(self._idle_s):
-                await self._wake.wait()
-        except TimeoutError:
+        self._is_idle = False
+        self._idle.set(self._idle_s)
+        await self._wake.wait()
+        self._idle.put_off()
+        if self._is_idle:
             await self._bookmark()
+
+    def _rang_idle(self) -> None:
+        self._is_idle = True
+        self._wake.set()
 
     async def _bookmark(self) -> None:
         bookmark = state_pb2.WatchBookmark(revision=self._position)
@@ -166,13 +189,26 @@ class Watcher:
         await self._send(state_pb2.WatchResponse(draining=self._core.drain.message()))
 
     async def _send(self, response: state_pb2.WatchResponse) -> None:
-        stall_s = self._core.limits.subscriber_stall_s
+        self._stall.set(self._core.limits.subscriber_stall_s)
         try:
-            async with asyncio.timeout(stall_s):
-                await self._context.write(response)
-        except TimeoutError:
-            self._core.counters.add("state_watch_stalls_total")
-            raise errors.SlowConsumer(
-                f"a response was not taken for {stall_s:g} s; resume after revision {self._told}",
-                metadata={"revision": self._told, "stall_s": f"{stall_s:g}"},
-            ) from None
+            await self._context.write(response)
+        except asyncio.CancelledError:
+            # Ours, unless somebody else wants the end too; as asyncio.timeout does it.
+            if self._stalled and self._task is not None and self._task.uncancel() == 0:
+                raise self._slow() from None
+            raise
+        finally:
+            self._stall.put_off()
+
+    def _rang_stall(self) -> None:
+        if self._task is not None:
+            self._stalled = True
+            self._task.cancel()
+
+    def _slow(self) -> errors.SlowConsumer:
+        stall_s = self._core.limits.subscriber_stall_s
+        self._core.counters.add("state_watch_stalls_total")
+        return errors.SlowConsumer(
+            f"a response was not taken for {stall_s:g} s; resume after revision {self._told}",
+            metadata={"revision": self._told, "stall_s": f"{stall_s:g}"},
+        )

@@ -22,9 +22,9 @@ def seen(changes: Sequence[state_pb2.Change]) -> list[tuple[str, int]]:
     return [(change.entry.key, change.entry.revision) for change in changes]
 
 
-def take_all(tail: Tail, after: int) -> list[tuple[str, int]]:
-    changes, _ = tail.take(after, changes_max=LARGE, bytes_max=LARGE)
-    return seen(changes)
+def take(tail: Tail, after: int, most: int = LARGE, size: int = LARGE) -> list[tuple[str, int]]:
+    taken = tail.take(after, changes_max=most, bytes_max=size)
+    return [figures for revised in taken for figures in seen(revised.changes)]
 
 
 def attach(feed: Feed, prefix: str, *, exact: bool = False, changes_max: int = LARGE) -> Tail:
@@ -40,9 +40,9 @@ def test_each_tail_gets_what_its_filter_takes() -> None:
 
     feed.offer([put("a", 1), put("b", 1), put("a/1", 1)], 1)
 
-    assert [("a", 1), ("b", 1), ("a/1", 1)] == take_all(everything, 0)
-    assert [("a", 1), ("a/1", 1)] == take_all(prefix, 0)
-    assert [("a", 1)] == take_all(exact, 0)
+    assert [("a", 1), ("b", 1), ("a/1", 1)] == take(everything, 0)
+    assert [("a", 1), ("a/1", 1)] == take(prefix, 0)
+    assert [("a", 1)] == take(exact, 0)
 
 
 def test_what_was_read_from_history_is_not_given_again() -> None:
@@ -52,8 +52,8 @@ def test_what_was_read_from_history_is_not_given_again() -> None:
     for revision in (1, 2, 3):
         feed.offer([put("a", revision)], revision)
 
-    assert [("a", 3)] == take_all(tail, 2)
-    assert [] == take_all(tail, 0)
+    assert [("a", 3)] == take(tail, 2)
+    assert [] == take(tail, 0)
 
 
 def test_revisions_are_taken_whole() -> None:
@@ -63,12 +63,26 @@ def test_revisions_are_taken_whole() -> None:
     feed.offer([put("a", 1), put("b", 1), put("a/1", 1)], 1)
     feed.offer([put("a", 2)], 2)
 
-    first = tail.take(0, changes_max=2, bytes_max=LARGE)
-    second = tail.take(1, changes_max=2, bytes_max=1)
+    first = take(tail, 0, most=2)
+    second = take(tail, 1, most=2, size=1)
 
-    assert (3, 1) == (len(first[0]), first[1])
-    assert ([("a", 2)], 2) == (seen(second[0]), second[1])
-    assert ([], 2) == tail.take(2, changes_max=2, bytes_max=1)
+    assert [("a", 1), ("b", 1), ("a/1", 1)] == first
+    assert [("a", 2)] == second
+    assert [] == take(tail, 2)
+
+
+def test_a_response_is_made_once_for_all_watchers() -> None:
+    """Tails of one filter share what is sent."""
+    feed = Feed(0)
+    tails = [attach(feed, "a") for _ in range(2)]
+    feed.offer([put("a", 1), put("b", 1)], 1)
+    taken = [tail.take(0, changes_max=LARGE, bytes_max=LARGE)[0] for tail in tails]
+
+    assert taken[0].response() is taken[1].response()
+    assert (1, 1) == (
+        taken[0].response().changes.revision,
+        len(taken[0].response().changes.changes),
+    )
 
 
 def test_one_offer_of_several_revisions_is_kept_apart() -> None:
@@ -77,7 +91,7 @@ def test_one_offer_of_several_revisions_is_kept_apart() -> None:
     tail = attach(feed, "")
     feed.offer([put("a", 1), put("b", 2)], 2)
 
-    assert [("b", 2)] == take_all(tail, 1)
+    assert [("b", 2)] == take(tail, 1)
 
 
 def test_a_full_tail_is_emptied_and_says_so() -> None:
@@ -92,10 +106,10 @@ def test_a_full_tail_is_emptied_and_says_so() -> None:
     feed.offer([put("a", 3)], 3)
 
     assert (False, True) == (before, tail.overflowed)
-    assert [] == take_all(tail, 0)
+    assert [] == take(tail, 0)
     tail.restart(feed.revision)
     feed.offer([put("a", 4)], 4)
-    assert (3, [("a", 4)]) == (tail.base, take_all(tail, 3))
+    assert (3, [("a", 4)]) == (tail.base, take(tail, 3))
 
 
 def test_a_tail_wakes_its_watcher_only_for_its_keys() -> None:
@@ -152,14 +166,14 @@ class WatchersFollow(RuleBasedStateMachine):
         if self.tail.overflowed:
             self.tail.restart(self.feed.revision)
         if self.position < self.tail.base:
-            changes = self.history(most)
-        else:
-            changes, self.position = self.tail.take(
-                self.position, changes_max=most, bytes_max=LARGE
-            )
-            if not changes:
-                self.position = max(self.position, self.feed.revision)
-        self.got.extend(seen(changes))
+            self.got.extend(seen(self.history(most)))
+            return
+        taken = self.tail.take(self.position, changes_max=most, bytes_max=LARGE)
+        for revised in taken:
+            self.got.extend(seen(revised.changes))
+            self.position = revised.revision
+        if not taken:
+            self.position = max(self.position, self.feed.revision)
 
     def history(self, most: int) -> list[state_pb2.Change]:
         """As `Engine.state_changes`: whole revisions, and the store's revision at the end."""

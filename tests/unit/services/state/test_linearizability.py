@@ -139,14 +139,14 @@ class StaleService(StateService):
         return self.last
 
 
-@pytest.mark.parametrize("seed", range(2))
-async def test_state_is_linearizable(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "wire"), [(0, "grpc"), (1, "tcp")])
+async def test_state_is_linearizable(tmp_path: Path, seed: int, wire: str) -> None:
     """
     1,200 operations of 20 clients: puts, deletes, compare-and-sets, transactions, listings. Every
     answer, of a failed compare-and-set too, fits one order of store revisions that real time
     allows, every read shows what was written last before it, and no revision has two writers.
     """
-    async with open_store(tmp_path) as store:
+    async with open_store(tmp_path, wire=wire) as store:
         assert [] == await Recorder(store, seed).run()
 
 

@@ -28,9 +28,9 @@ EXPIRE = state_pb2.CHANGE_KIND_EXPIRE
 LEASE_LOST = state_pb2.CHANGE_KIND_LEASE_LOST
 
 
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path) as opened:
+@pytest.fixture(params=["grpc", "tcp"])
+async def store(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    async with open_store(tmp_path, wire=request.param) as opened:
         yield opened
 
 

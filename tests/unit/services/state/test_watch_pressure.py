@@ -22,14 +22,18 @@ from tidewire.v1 import state_pb2
 from tidewire_server.core import ServiceLimits
 from tidewire_server.engine.embedded import EngineOptions
 
+WIRES = ("grpc", "tcp")
 SMALL = ServiceLimits(
     subscriber_pending_bytes_max=20_000, subscriber_pending_messages_max=50, subscriber_stall_s=60
 )
 
 
-async def test_a_slow_watcher_costs_bounded_memory_and_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_slow_watcher_costs_bounded_memory_and_loses_nothing(
+    tmp_path: Path, wire: str
+) -> None:
     """Its tail is emptied when it is full; it catches up from history when it reads again."""
-    async with open_store(tmp_path, limits=SMALL) as store:
+    async with open_store(tmp_path, limits=SMALL, wire=wire) as store:
         async with watching_store(store) as reader:
             await reader.snapshot()
             for _ in range(20):
@@ -43,9 +47,10 @@ async def test_a_slow_watcher_costs_bounded_memory_and_loses_nothing(tmp_path: P
         assert store.core.counters.values["state_watch_catch_ups_total"] > 0
 
 
-async def test_a_slow_watcher_whose_history_is_gone_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_slow_watcher_whose_history_is_gone_is_told(tmp_path: Path, wire: str) -> None:
     """It gets what was on its way, then REVISION_COMPACTED, never a gap."""
-    async with open_store(tmp_path, limits=SMALL) as store:
+    async with open_store(tmp_path, limits=SMALL, wire=wire) as store:
         async with watching_store(store) as reader:
             await reader.snapshot()
             for _ in range(20):
@@ -66,10 +71,11 @@ async def test_a_slow_watcher_whose_history_is_gone_is_told(tmp_path: Path) -> N
         assert list(range(1, len(revisions) + 1)) == revisions
 
 
-async def test_a_watcher_that_stalls_is_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_watcher_that_stalls_is_cut_off(tmp_path: Path, wire: str) -> None:
     """Who takes nothing for the stall time is ended with SLOW_CONSUMER and the place to resume."""
     limits = ServiceLimits(subscriber_stall_s=0.3)
-    async with open_store(tmp_path, limits=limits) as store:
+    async with open_store(tmp_path, limits=limits, wire=wire) as store:
         async with watching_store(store) as reader:
             await reader.snapshot()
             await asyncio.gather(
