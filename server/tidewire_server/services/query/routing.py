@@ -48,6 +48,8 @@ class Seat:
         self.pools: list[Pool[Any]] = []
         self.row: int | None = None
         """Row it stands in, in every pool of its own; ``None`` while it takes nothing."""
+        self.counted = False
+        """Whether its pools count it as serving."""
 
     @property
     def ready(self) -> bool:
@@ -66,6 +68,10 @@ class Seat:
 
     def place(self) -> None:
         """Stand where one belongs; called after anything changed that matters for it."""
+        if self.serving is not self.counted:
+            self.counted = self.serving
+            for pool in self.pools:
+                pool.serving += 1 if self.serving else -1
         row = self.in_hand if self.ready else None
         if row == self.row:
             return
@@ -80,11 +86,13 @@ Member = TypeVar("Member", bound=Seat)
 class Pool(Generic[Member]):
     """Responders of one pattern and group."""
 
-    __slots__ = ("_least", "_rows", "key", "members", "turn")
+    __slots__ = ("_least", "_rows", "key", "members", "serving", "turn")
 
     def __init__(self, key: tuple[str, str]) -> None:
         self.key = key
         self.members: dict[Member, None] = {}
+        self.serving = 0
+        """Members that serve, busy or not."""
         self.turn = 0
         """When it was last taken from; breaks ties between pools."""
         self._rows: dict[int, dict[Member, None]] = {}
@@ -142,6 +150,7 @@ class Directory(Generic[Member]):
             pool.members[seat] = None
             seat.pools.append(pool)
         seat.row = None
+        seat.counted = False
         seat.place()
 
     def remove(self, seat: Member) -> None:
@@ -194,16 +203,13 @@ class Directory(Generic[Member]):
         return serving
 
     def _nobody(self, subject: str, pools: Sequence[Pool[Member]]) -> errors.TidewireError:
-        serving = {seat for pool in pools for seat in pool.members if seat.serving}
-        if not serving:
+        if not any(pool.serving for pool in pools):
             return errors.NoResponders(
                 f"nobody serves {subject!r} now; start a responder, or check the subject",
                 metadata={"subject": subject},
             )
-        in_hand = sum(seat.in_hand for seat in serving)
         return errors.RespondersBusy(
-            f"all {len(serving)} responders of {subject!r} have their hands full"
-            f" ({in_hand} queries); try again later, or start more",
-            metadata={"subject": subject, "responders": len(serving), "in_hand": in_hand},
+            f"all responders of {subject!r} have their hands full; try again later, or start more",
+            metadata={"subject": subject},
             retry_after_s=BUSY_RETRY_S,
         )
