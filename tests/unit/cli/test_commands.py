@@ -337,6 +337,61 @@ def test_the_server_is_described(run: Run) -> None:
     assert plain["listeners"][0]["url"].startswith("tcp://127.0.0.1:")
 
 
+SERVER_ONLY = [
+    "aiofastnet",
+    "apsw",
+    "cryptography",
+    "grpc_health",
+    "grpc_reflection",
+    "grpc_status",
+    "h11",
+    "msgspec",
+    "prometheus_client",
+    "structlog",
+    "tidewire_server",
+    "uvloop",
+]
+
+
+def test_a_bare_install_is_enough_for_clients(url: str) -> None:
+    """Without any package of the server's extra: health, publishing, state and info work."""
+    program = (
+        f"import sys\nfor name in {SERVER_ONLY!r}: sys.modules[name] = None\n"
+        "from tidewire.cli import main\n"
+        "words = (['health'], ['info'], ['pub', 'bare', 'x'], ['state', 'put', 'bare', 'x'])\n"
+        "sys.exit(max(main([*some, '--url', sys.argv[1]]) for some in words))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, url], capture_output=True, timeout=LIMIT_S, check=False
+    )
+
+    assert (0, b"SERVING") == (done.returncode, done.stdout.split()[0]), done.stderr
+
+
+@pytest.mark.parametrize("wire", ["tls", "grpcs"])
+def test_certificates_of_init_work_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wire: str
+) -> None:
+    """What `certs init` makes starts a server and lets a client in, who is known by its id."""
+    folder = tmp_path / "certs"
+    assert 0 == main(["certs", "init", str(folder), "--client", "laptop", "-q"])
+    flags = ["--tls-ca", f"{folder}/ca.pem", "--tls-certificate", f"{folder}/server.pem"]
+    flags += ["--tls-key", f"{folder}/server.key"]
+    with ServerProcess(tmp_path, (wire,), flags=flags) as process:
+        url = process.url(wire)
+        own = ["--cert", f"{folder}/laptop.pem", "--key", f"{folder}/laptop.key"]
+        capsys.readouterr()
+        code = main(["info", "--url", url, "--ca", f"{folder}/ca.pem", *own, "--json"])
+        out = capsys.readouterr().out
+        refused = main(["info", "--url", url, "--ca", f"{folder}/ca.pem", "--timeout", "3"])
+        err = capsys.readouterr().err
+
+    assert 0 == code
+    assert "spiffe://tidewire.local/client/laptop" == records(out)[0]["principal"]
+    assert (1, False) == (refused, "Traceback" in err)
+
+
 def test_no_server_is_said_with_what_to_do(run: Run) -> None:
     """Every kind of command, when nobody listens there."""
     for words in (["info"], ["state", "get", "a"], ["pub", "a", "b"], ["sub", "a"]):
