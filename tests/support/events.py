@@ -1,7 +1,7 @@
 """An Event service on a real engine over a real socket, and short ways to use it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,17 +35,16 @@ class Events:
     async def create_stream(self, name: str, *subjects: str, **config: Any) -> event_pb2.Stream:
         """Make a stream."""
         made = event_pb2.StreamConfig(name=name, subjects=subjects, **config)
-        response = await self.stub.CreateStream(event_pb2.CreateStreamRequest(config=made))
+        response = await self.call("CreateStream", event_pb2.CreateStreamRequest(config=made))
         return response.stream  # type: ignore[no-any-return]
 
     async def create_consumer(self, stream: str, name: str, **config: Any) -> event_pb2.Consumer:
         """Make a consumer that starts at the first message."""
         config.setdefault("start", event_pb2.StartPosition(all=True))
-        response = await self.stub.CreateConsumer(
-            event_pb2.CreateConsumerRequest(
-                stream=stream, config=event_pb2.ConsumerConfig(name=name, **config)
-            )
+        request = event_pb2.CreateConsumerRequest(
+            stream=stream, config=event_pb2.ConsumerConfig(name=name, **config)
         )
+        response = await self.call("CreateConsumer", request)
         return response.consumer  # type: ignore[no-any-return]
 
     async def publish(
@@ -60,13 +59,18 @@ class Events:
                 getattr(batch, target)[:] = value
             else:
                 setattr(batch, target, value)
-        return await self.stub.Publish(  # type: ignore[no-any-return]
-            event_pb2.PublishRequest(batch=batch, **fields)
+        return await self.call(  # type: ignore[no-any-return]
+            "Publish", event_pb2.PublishRequest(batch=batch, **fields)
         )
 
-    async def subscribe(
-        self, *, credit: common_pb2.Credit | None = MUCH, **fields: Any
-    ) -> "Subscription":
+    async def call(self, method: str, request: Any) -> Any:
+        """Make a unary call, which raises the typed error."""
+        try:
+            return await getattr(self.stub, method)(request)
+        except grpc.aio.AioRpcError as error:
+            raise typed(error) from error
+
+    async def subscribe(self, *, credit: Any = MUCH, **fields: Any) -> "Subscription":
         """Open a subscription; it is open when this returns."""
         call = self.stub.Subscribe()
         self.calls.append(call)
@@ -94,6 +98,30 @@ class Events:
         source = event_pb2.ConsumerSource(stream=stream, consumer=consumer)
         return await self.subscribe(consumer=source, **fields)
 
+    async def consumer(self, stream: str, name: str) -> event_pb2.Consumer:
+        """A consumer as the server shows it."""
+        request = event_pb2.GetConsumerRequest(stream=stream, consumer=name)
+        return (await self.call("GetConsumer", request)).consumer  # type: ignore[no-any-return]
+
+    async def consumer_where(
+        self, stream: str, name: str, holds: Callable[[event_pb2.Consumer], bool]
+    ) -> event_pb2.Consumer:
+        """A consumer as soon as something holds of it."""
+        async with asyncio.timeout(WAIT_S):
+            while not holds(consumer := await self.consumer(stream, name)):
+                pass  # each look is a call: the server has its turn
+        return consumer
+
+    async def publisher(self, *, quiet: bool = False) -> "Publication":
+        """Open a publishing stream."""
+        call = self.stub.PublishStream()
+        self.calls.append(call)
+        open_ = event_pb2.PublishOpen(quiet=quiet)
+        await call.write(event_pb2.PublishStreamRequest(open=open_))
+        publication = Publication(call)
+        publication.opened = (await publication.next()).opened
+        return publication
+
 
 @dataclass
 class Subscription:
@@ -101,29 +129,23 @@ class Subscription:
 
     call: Any
     ack_id: int = 0
-    skipped: list[event_pb2.SubscribeResponse] = field(default_factory=list)
+    kept: list[event_pb2.SubscribeResponse] = field(default_factory=list)
 
     async def next(self) -> event_pb2.SubscribeResponse:
         """The next response; raises the call's error, and EOFError at a clean end."""
-        async with asyncio.timeout(WAIT_S):
-            try:
-                response = await self.call.read()
-            except grpc.aio.AioRpcError as error:
-                raise typed(error) from error
-        if response is grpc.aio.EOF:
-            code = await self.call.code()
-            if code is grpc.StatusCode.OK:
-                raise EOFError
-            raise typed(await call_error(self.call))
-        return response  # type: ignore[no-any-return]
+        return await read(self.call)  # type: ignore[no-any-return]
 
     async def of_kind(self, kind: str) -> event_pb2.SubscribeResponse:
-        """The next response of a kind; the others go to `skipped`."""
+        """The next response of a kind; what comes before it is kept for who asks for it."""
+        for kept in self.kept:
+            if kept.WhichOneof("kind") == kind:
+                self.kept.remove(kept)
+                return kept
         while True:
             response = await self.next()
             if response.WhichOneof("kind") == kind:
                 return response
-            self.skipped.append(response)
+            self.kept.append(response)
 
     async def delivery(self) -> event_pb2.Delivery:
         """The next delivery."""
@@ -135,6 +157,11 @@ class Subscription:
         while len(got) < count:
             got += sequences(await self.delivery())
         return got
+
+    async def grant(self, messages: int, body_bytes: int = 1 << 50) -> None:
+        """Give credit: totals since the subscription was opened."""
+        credit = common_pb2.Credit(messages_until=messages, bytes_until=body_bytes)
+        await self.call.write(event_pb2.SubscribeRequest(credit=credit))
 
     async def settle(
         self,
@@ -159,6 +186,49 @@ class Subscription:
         self.call.cancel()
 
 
+@dataclass
+class Publication:
+    """A publishing stream of a test."""
+
+    call: Any
+    opened: common_pb2.Opened = field(default_factory=common_pb2.Opened)
+    skipped: list[event_pb2.PublishStreamResponse] = field(default_factory=list)
+
+    async def next(self) -> event_pb2.PublishStreamResponse:
+        """The next response; raises the call's error, and EOFError at a clean end."""
+        return await read(self.call)  # type: ignore[no-any-return]
+
+    async def publish(self, publish_id: int, batch: common_pb2.Batch, **fields: Any) -> None:
+        """Send a batch."""
+        request = event_pb2.PublishRequest(batch=batch, **fields)
+        item = event_pb2.PublishItem(publish_id=publish_id, request=request)
+        await self.call.write(event_pb2.PublishStreamRequest(publish=item))
+
+    async def results(self, count: int) -> dict[int, event_pb2.PublishResult]:
+        """The next outcomes, by publish_id."""
+        got: dict[int, event_pb2.PublishResult] = {}
+        while len(got) < count:
+            response = await self.next()
+            if response.WhichOneof("kind") != "results":
+                self.skipped.append(response)
+            got.update({result.publish_id: result for result in response.results.result})
+        return got
+
+
+async def read(call: Any) -> Any:
+    """The next response of a call; raises its error, and EOFError at a clean end."""
+    async with asyncio.timeout(WAIT_S):
+        try:
+            response = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise typed(error) from error
+    if response is grpc.aio.EOF:
+        if await call.code() is grpc.StatusCode.OK:
+            raise EOFError
+        raise typed(await call_error(call))
+    return response
+
+
 def sequences(delivery: event_pb2.Delivery) -> list[int]:
     """Sequences a delivery has."""
     if delivery.included:
@@ -180,7 +250,8 @@ def typed(error: grpc.aio.AioRpcError) -> TidewireError:
     """The exception an RPC error stands for."""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_TRAILER:
-            return from_status(status_pb2.Status.FromString(bytes(value)))
+            assert isinstance(value, bytes)
+            return from_status(status_pb2.Status.FromString(value))
     raise error
 
 

@@ -117,7 +117,7 @@ def check_durability(
     """
     Raise when a level is unknown, or higher than the engine reaches (`DurabilityUnavailable`).
     """
-    if level not in common_pb2.Durability.values():
+    if not 0 <= level <= common_pb2.DURABILITY_QUORUM:
         raise invalid(field, f"{level} is unknown")
     if level > durability_max:
         asked, best = map(common_pb2.Durability.Name, (level, durability_max))
@@ -181,7 +181,7 @@ def check_ack(ack: event_pb2.Ack) -> None:
         if not 1 <= item.range.first <= item.range.last:
             why = f"{item.range.first} to {item.range.last} is no range of sequences"
             raise invalid(f"{field}.range", why)
-        if item.settlement not in event_pb2.Settlement.values()[1:]:
+        if not event_pb2.SETTLEMENT_DONE <= item.settlement <= event_pb2.SETTLEMENT_TERMINATE:
             raise invalid(f"{field}.settlement", "it must be DONE, RETRY, EXTEND or TERMINATE")
         if item.HasField("delay"):
             seconds(item.delay, f"{field}.delay", at_most=DELAY_S_MAX)

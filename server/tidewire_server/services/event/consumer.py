@@ -243,9 +243,7 @@ class ConsumerRunner:
 
     def _choose(self) -> ConsumerSubscriber | None:
         """The next subscriber in turn that can take something."""
-        for _ in range(len(self.subscribers)):
-            subscriber = self.subscribers[0]
-            self.subscribers.rotate(-1)
+        for subscriber in self.subscribers:
             if subscriber.has_room and not self._core.members.is_gone(subscriber.node_id):
                 return subscriber
         return None
@@ -303,6 +301,8 @@ class ConsumerRunner:
             pending=self.follower.pending,
         )
         subscriber.put(response, runs)
+        while self.subscribers[-1] is not subscriber:  # whoever got something goes to the end
+            self.subscribers.rotate(-1)
         messages = sum(run.count for run in runs)
         self._core.counters.add("events_delivered", messages)
         if runs[0].attempt > 1:

@@ -71,6 +71,7 @@ class StreamFollower:
         self._bytes = 0
         self._messages = 0
         self._is_caught_up = False
+        self._heard = 0
         self._uncounted: int | None = None
 
     @property
@@ -111,7 +112,7 @@ class StreamFollower:
             return True
         if self._is_caught_up:
             return False
-        before = self._read_to
+        before, heard = self._read_to, self._heard
         part = await self._engine.read_stream(
             self.stream,
             before,
@@ -123,10 +124,10 @@ class StreamFollower:
             for stored in part.batches:
                 self._take(stored)
             self._read_to = max(before, part.next_sequence)
-            # A read that finds nothing and leads nowhere is the end, whatever the store says: never
-            # read in a circle.
-            self._is_caught_up = (
-                self._read_to > self._engine.last_sequence(self.stream) or self._read_to == before
+            # A read that leads nowhere, with nothing stored meanwhile, is the end whatever the
+            # store says: never read in a circle.
+            self._is_caught_up = self._read_to > self._engine.last_sequence(self.stream) or (
+                self._read_to == before and self._heard == heard
             )
             if self._is_caught_up and self._uncounted is not None:
                 self._uncounted = self._messages
@@ -139,6 +140,7 @@ class StreamFollower:
         if stored.last_sequence < self._read_to:
             return
         fits = len(self._batches) < TAIL_BATCHES_MAX and self._bytes < TAIL_BYTES_MAX
+        self._heard += 1
         wanted = self.wanted(stored.batch.subject)
         if self._uncounted is not None and wanted:
             self._uncounted += message_count(stored.batch)

@@ -113,7 +113,8 @@ class PublishSession:
         except TimeoutError:
             if not self._reading.expired():
                 raise
-        self._is_over = True
+        finally:
+            self._is_over = True
         self._signal.set()
         await writer
 
