@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import timestamp_pb2
@@ -47,7 +48,7 @@ def config(name: str = "c", **start: object) -> event_pb2.ConsumerConfig:
     ],
 )
 async def test_where_consumers_start(
-    engine: EmbeddedEngine, start: dict[str, object], floor: int
+    engine: EmbeddedEngine, start: dict[str, Any], floor: int
 ) -> None:
     """Everything before the start counts as settled."""
     made = await engine.create_consumer("orders", config(**start))

@@ -81,7 +81,7 @@ def without_tables(path: Path) -> None:
         (with_bytes(0, b"SQLite fOrmat"), "not a database"),
         (with_text, "not a database"),
         (with_bytes(100, b"\xff" * 200), "damaged"),
-        (with_damaged_facts, "holds it together"),
+        (with_damaged_facts, "damaged"),
         (without_tables, "damaged"),
     ],
 )

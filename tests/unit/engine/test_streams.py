@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import duration_pb2
@@ -157,7 +158,7 @@ async def test_conditions_of_a_publish(engine: EmbeddedEngine) -> None:
     ("settings", "kept"), [({"messages_max": 4}, [7, 8, 9, 10]), ({"bytes_max": 110}, [9, 10])]
 )
 async def test_old_messages_go_at_a_limit(
-    tmp_path: Path, settings: dict[str, int], kept: list[int]
+    tmp_path: Path, settings: dict[str, Any], kept: list[int]
 ) -> None:
     """Whole batches go, oldest first, in the commit that passes the limit."""
     async with engine_at(tmp_path) as engine:

@@ -100,7 +100,7 @@ class EmbeddedEngine(StreamEngine):
     @property
     def failure(self) -> BaseException | None:
         """Why the engine can no longer write; ``None`` while it can."""
-        return self._failure.result() if self._failure.done() else None
+        return self.writer.failure
 
     async def wait_failed(self) -> BaseException:
         """Wait until the engine can no longer write and return why."""

@@ -94,7 +94,7 @@ class Streams:
         Read streams and the message ids of their windows. A damaged row is left alone.
         """
         self.by_name = {}
-        for *columns, crc in connection.execute("SELECT * FROM streams"):
+        for *columns, crc in rows.readable(connection.execute("SELECT * FROM streams")):
             if not rows.fits(crc, *columns):
                 continue
             number, name, config, created_ns, *counters, deleted = columns

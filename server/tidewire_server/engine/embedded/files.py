@@ -9,9 +9,6 @@ import fcntl
 import os
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
-
-import apsw
 
 from tidewire import errors
 from tidewire_server.engine.embedded import schema
@@ -129,7 +126,6 @@ def inspect_database(directory: Path) -> bool:
         )
     if found < schema.FORMAT:
         raise _unusable(path, f"it has the unknown format {found}")
-    _check_readable(path)
     return True
 
 
@@ -146,26 +142,6 @@ def _read_header(path: Path) -> bytes:
             return file.read(_HEADER_BYTES)
     except OSError as exc:
         raise _unusable(path, f"it cannot be read: {exc.strerror}") from exc
-
-
-def _check_readable(path: Path) -> None:
-    """Read the table of tables of the main file alone, without locks, journals or writing."""
-    try:
-        connection = apsw.Connection(
-            f"file:{quote(str(path))}?immutable=1&mode=ro",
-            flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
-        )
-        try:
-            tables = {
-                row[0]
-                for row in connection.execute("SELECT name FROM sqlite_schema WHERE type='table'")
-            }
-        finally:
-            connection.close()
-    except apsw.Error as exc:
-        raise _unusable(path, "its table of contents is damaged") from exc
-    if not tables.issuperset(schema.SMALL_TABLES):
-        raise _unusable(path, "its table of contents is damaged")
 
 
 def _unusable(path: Path, why: str) -> errors.StoreUnusable:

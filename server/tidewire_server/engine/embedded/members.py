@@ -89,7 +89,7 @@ def list_all(connection: Connection) -> list[MemberRecord]:
     One whose record is damaged is left out: it has to join again, and gets a higher token.
     """
     found = connection.execute("SELECT * FROM members ORDER BY node_id")
-    return [_parse(row) for row in found if rows.fits(row[-1], *row[:-1])]
+    return [_parse(row) for row in rows.readable(found) if rows.fits(row[-1], *row[:-1])]
 
 
 # Documents.
@@ -111,9 +111,8 @@ def put_document(session: Session, kind: str, name: str, body: bytes, expires_ns
 def list_documents(connection: Connection, kind: str, now_ns: int) -> list[tuple[str, bytes]]:
     """Names and bodies of the documents of a kind that are whole and have not expired."""
     found: list[tuple[str, bytes]] = []
-    for row_kind, name, expires_ns, crc, body in connection.execute(
-        "SELECT * FROM documents WHERE kind=? ORDER BY name", (kind,)
-    ):
+    stored = connection.execute("SELECT * FROM documents WHERE kind=? ORDER BY name", (kind,))
+    for row_kind, name, expires_ns, crc, body in rows.readable(stored):
         whole = rows.fits(crc, row_kind, name, expires_ns, body)
         if whole and (not expires_ns or expires_ns > now_ns):
             found.append((name, body))

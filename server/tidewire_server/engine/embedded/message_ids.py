@@ -5,9 +5,12 @@ They are stored with the batches that carry them, so remembering costs no writin
 are read from the batches of the window, and from a table for batches that were removed within it.
 """
 
+import contextlib
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import apsw
 
 from tidewire.v1 import common_pb2
 from tidewire_server.engine.embedded import rows, schema
@@ -75,39 +78,53 @@ class MessageIds:
             "SELECT stream, time_ns, body, crc FROM removed_ids WHERE stream=? ORDER BY id",
             (stream,),
         )
-        for number, time_ns, body, crc in removed:
+        for number, time_ns, body, crc in rows.readable(removed):
             if rows.fits(crc, number, time_ns, body):
                 self.add(time_ns, [tuple(item) for item in json.loads(body)])
+        found: list[tuple[int, Stored]] = []
+        with contextlib.suppress(apsw.CorruptError):  # What cannot be read has no ids to remember.
+            for stored in self._in_window(connection, stream, window_ns):
+                found.append(stored)
+                if sum(len(ids) for _, ids in found) > ids_max:
+                    break
+        for time_ns, ids in reversed(found):
+            self.add(time_ns, ids)
+
+    def _in_window(
+        self, connection: Connection, stream: int, window_ns: int
+    ) -> Iterator[tuple[int, Stored]]:
+        """Ids of the batches of the window, newest first."""
         low, high = schema.batch_id(stream, 0), schema.batch_id(stream, schema.SEQUENCE_MAX)
         newest = connection.execute(
-            "SELECT max(id) FROM batches WHERE id BETWEEN ? AND ?", (low, high)
+            "SELECT time_ns FROM batches WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
+            (low, high),
         ).get
-        if newest is None:
+        if not isinstance(newest, int):
             return
-        time_ns = connection.execute("SELECT time_ns FROM batches WHERE id=?", (newest,)).get
-        since_ns = (time_ns if isinstance(time_ns, int) else 0) - window_ns
-        found: list[tuple[int, Stored]] = []
-        count = 0
-        for identifier, stored_ns, has_ids in connection.execute(
-            "SELECT id, time_ns, has_ids FROM batches WHERE id BETWEEN ? AND ? ORDER BY id DESC",
-            (low, newest),
+        before = connection.execute(
+            "SELECT id FROM batches WHERE id BETWEEN ? AND ? AND time_ns < ? "
+            "ORDER BY id DESC LIMIT 1",
+            (low, high, newest - window_ns),
+        ).get
+        for (identifier,) in connection.execute(
+            "SELECT id FROM batches WHERE id > ? AND id <= ? AND has_ids ORDER BY id DESC",
+            (low if before is None else before, high),
         ):
-            if stored_ns < since_ns or count > ids_max:
-                break
-            if has_ids:
-                stored = self._read(connection, identifier)
-                count += len(stored)
-                found.append((stored_ns, stored))
-        for stored_ns, stored in reversed(found):
-            self.add(stored_ns, stored)
+            row = self._read(connection, identifier)
+            if row is not None:
+                yield row
 
     @staticmethod
-    def _read(connection: Connection, identifier: int) -> Stored:
-        row = connection.execute(
-            "SELECT id, last_sequence, time_ns, has_ids, subject, dead_letter, batch, crc "
-            "FROM batches WHERE id=?",
-            (identifier,),
-        ).get
+    def _read(connection: Connection, identifier: int) -> tuple[int, Stored] | None:
+        try:
+            row = connection.execute(
+                "SELECT id, last_sequence, time_ns, has_ids, subject, dead_letter, batch, crc "
+                "FROM batches WHERE id=?",
+                (identifier,),
+            ).get
+        except UnicodeDecodeError:
+            return None
         if row is None or not rows.fits(row[-1], *row[:-1]):
-            return []
-        return ids_of(common_pb2.Batch.FromString(row[6]), identifier & schema.SEQUENCE_MAX)
+            return None
+        batch = common_pb2.Batch.FromString(row[6])
+        return row[2], ids_of(batch, identifier & schema.SEQUENCE_MAX)

@@ -19,7 +19,7 @@ from tidewire_server.engine.embedded.connections import (
 from tidewire_server.engine.embedded.files import Ballast, StoreLock, inspect_database
 from tidewire_server.engine.embedded.options import EngineOptions, database_path
 from tidewire_server.engine.embedded.session import Session
-from tidewire_server.engine.embedded.verification import Damage, look_through
+from tidewire_server.engine.embedded.verification import Damage, has_all_tables, look_through
 from tidewire_server.engine.embedded.views import StreamView, views_of
 
 
@@ -90,7 +90,7 @@ def _open(directory: Path, options: EngineOptions, lock: StoreLock) -> Store:
                 epoch,
                 damage,
             )
-        except apsw.Error as exc:
+        except (apsw.Error, UnicodeDecodeError) as exc:
             raise _unusable(directory, exc) from exc
         opened.pop_all()
         session.view_changed = False
@@ -104,26 +104,27 @@ def _probe(directory: Path, options: EngineOptions) -> Damage:
     made = [file for file in beside if not file.exists()]
     connection = open_probe(directory, options)
     try:
-        damage = look_through(connection)
+        whole = has_all_tables(connection)
+        damage = look_through(connection) if whole else Damage({"meta"})
     finally:
         connection.close()
         for file in made:
             file.unlink(missing_ok=True)
     if "meta" in damage.tables:
         raise errors.StoreUnusable(
-            f"the store at {directory} has lost what holds it together; restore it from a backup. "
-            "Nothing was changed",
+            f"the store at {directory} cannot be used: what holds it together is damaged; restore "
+            "it from a backup. Nothing was changed",
             metadata={"path": str(path)},
         )
     return damage
 
 
-def _unusable(directory: Path, exc: apsw.Error) -> errors.TidewireError:
+def _unusable(directory: Path, exc: Exception) -> errors.TidewireError:
     if isinstance(exc, apsw.FullError):
         return errors.StoreFull(
             f"the disk of {directory} is full; make some space", retry_after_s=1.0
         )
-    if isinstance(exc, apsw.CorruptError | apsw.NotADBError):
+    if isinstance(exc, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
         why = "it is damaged; restore it from a backup"
     else:
         why = "the disk reports an error"

@@ -18,9 +18,8 @@ def load(connection: Connection) -> dict[int, list[ranges.Range]]:
     again.
     """
     found: dict[int, list[ranges.Range]] = {}
-    for stream, first, last, found_ns, crc in connection.execute(
-        "SELECT * FROM quarantine ORDER BY stream, first"
-    ):
+    found_rows = connection.execute("SELECT * FROM quarantine ORDER BY stream, first")
+    for stream, first, last, found_ns, crc in rows.readable(found_rows):
         if rows.fits(crc, stream, first, last, found_ns):
             add(found, stream, (first, last))
     return found

@@ -7,6 +7,8 @@ bytes.
 
 import hashlib
 import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from crc32c import crc32c
 
@@ -44,6 +46,18 @@ def fits(crc: object, *columns: object) -> bool:
         return crc == seal(*columns)  # type: ignore[arg-type]
     except (UnicodeEncodeError, struct.error):
         return False
+
+
+def readable(cursor: Iterable[Any]) -> Iterator[Any]:
+    """Rows, without those that a flipped bit has made impossible to read as text."""
+    rows = iter(cursor)
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except UnicodeDecodeError:
+            continue
 
 
 def fits_digest(digest: bytes, data: bytes) -> bool:

@@ -6,6 +6,7 @@ first sequence``, a state change is ``revision * 2**10 + place``. Each row has t
 other columns (see `rows`).
 """
 
+import re
 from typing import Final
 
 APPLICATION_ID: Final = 0x54494445  # "TIDE"
@@ -73,6 +74,8 @@ CREATE TABLE documents (
     WITHOUT ROWID;
 CREATE INDEX documents_by_expiry ON documents (expires_ns);
 """
+
+TABLE_NAMES: Final = frozenset(re.findall(r"CREATE TABLE (\w+)", TABLES))
 
 SMALL_TABLES: Final = (
     "meta",

@@ -36,7 +36,12 @@ class Effects:
 
 
 class Session:
-    """The writer's hands. See the module."""
+    """
+    The writer's hands. See the module.
+
+    Attributes:
+        prevented: Removals that damage prevented.
+    """
 
     def __init__(self, connection: Connection, options: EngineOptions) -> None:
         self.connection = connection
@@ -50,6 +55,7 @@ class Session:
         self.producers: dict[tuple[int, str], Producer] = {}
         self.meta: dict[str, Any] = {}
         self.view_changed = False
+        self.prevented = 0
         self._undo: list[Callable[[], None]] = []
         self._dirty_meta: set[str] = set()
         self.dirty_streams: dict[int, Stream] = {}
@@ -79,6 +85,22 @@ class Session:
         """Take the changes in memory of this transaction back."""
         while self._undo:
             self._undo.pop()()
+
+    def attempt(self, work: Callable[[], object]) -> bool:
+        """Do something that damage may prevent; False when it did, and nothing of it is done."""
+        mark = len(self._undo)
+        self.execute("SAVEPOINT attempt")
+        try:
+            work()
+        except (apsw.CorruptError, UnicodeDecodeError):
+            while len(self._undo) > mark:
+                self._undo.pop()()
+            self.execute("ROLLBACK TO attempt")
+            self.execute("RELEASE attempt")
+            self.prevented += 1
+            return False
+        self.execute("RELEASE attempt")
+        return True
 
     # Facts of the whole store.
 

@@ -2,8 +2,7 @@
 Reading streams, in a reader thread.
 
 Sequences are dense, so a hole between two rows is damage as much as a row that does not fit its
-checksum. A damaged range is skipped when something whole comes before it, and reported when it is
-what was asked for.
+checksum. A read ends before a damaged range; the next one, which begins with it, is told so.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from tidewire_server.engine.embedded.connections import Connection
 
 Range = tuple[int, int]
 COLUMNS = "id, last_sequence, time_ns, has_ids, subject, dead_letter, batch, crc"
-STEPS_MAX = 64
+UNREADABLE = (apsw.CorruptError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +74,13 @@ def read(
     wanted = selector(subjects)
     gathered = _Gathering()
     expected = max(first_sequence, place.first_sequence, 1)
-    while expected <= place.last_sequence:
-        broken, expected = _scan(
-            connection, place, expected, messages_max, bytes_max, wanted, gathered
-        )
-        if broken is None:
-            break
+    broken, expected = _scan(connection, place, expected, messages_max, bytes_max, wanted, gathered)
+    if broken is not None:
         damaged(broken)
         if not gathered.batches:
             raise corrupt(place.name, broken)
+        # What comes next is damaged: whoever reads on is told so, and where it ends.
+        expected = broken[0]
     return StreamSlice(gathered.batches, expected, place.last_sequence)
 
 
@@ -128,7 +125,7 @@ def _scan(
             expected = batch.last_sequence + 1
             if gathered.messages >= messages_max:
                 return None, expected
-    except apsw.CorruptError:
+    except UNREADABLE:
         pass  # The rows behind it are looked for one by one.
     if expected > place.last_sequence:
         return None, expected
@@ -145,7 +142,7 @@ def batch_before(connection: Connection, number: int, sequence: int) -> int:
             "SELECT id FROM batches WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1",
             (schema.batch_id(number, 0), schema.batch_id(number, sequence)),
         ).get
-    except apsw.CorruptError:
+    except UNREADABLE:
         found = None
     return found if isinstance(found, int) else schema.batch_id(number, sequence)
 
@@ -166,7 +163,7 @@ def whole_from(connection: Connection, place: Place, sequence: int) -> int:
                 if batch is not None:
                     return batch.first_sequence
             return place.last_sequence + 1
-        except apsw.CorruptError:
+        except UNREADABLE:
             # A page that cannot be read: probe behind it in growing steps.
             sequence += step
             step = min(step * 2, 2**20)

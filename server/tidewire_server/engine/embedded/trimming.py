@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.engine.embedded import rows, schema
 from tidewire_server.engine.embedded.facts import Stream, bounds
 from tidewire_server.engine.embedded.message_ids import ids_of
 from tidewire_server.engine.embedded.session import Session
+
+Row = tuple[int, int, Any, Any, int]
 
 _OLDEST = (
     "SELECT id, last_sequence, time_ns, has_ids, length(batch) + ifnull(length(dead_letter), 0) "
@@ -27,6 +30,11 @@ def trim(session: Session, stream: Stream) -> None:
         bytes_max and stream.bytes > bytes_max
     ):
         return
+    session.attempt(lambda: _trim(session, stream))
+
+
+def _trim(session: Session, stream: Stream) -> None:
+    messages_max, bytes_max = stream.config.messages_max, stream.config.bytes_max
     messages, size = stream.messages, stream.bytes
     through = 0
     for row in _oldest(session, stream):
@@ -42,21 +50,26 @@ def trim(session: Session, stream: Stream) -> None:
 
 
 def trim_by_age(session: Session, stream: Stream, rows_max: int) -> int:
-    """Remove batches that are too old, at most so many; return how many."""
+    """Remove batches that are too old, at most so many; return how many messages."""
+    before = stream.messages
+    session.attempt(lambda: _trim_by_age(session, stream, rows_max))
+    return before - stream.messages
+
+
+def _trim_by_age(session: Session, stream: Stream, rows_max: int) -> None:
     if not stream.config.HasField("age_max") or not stream.messages:
-        return 0
+        return
     before_ns = session.now_ns - stream.config.age_max.ToNanoseconds()
     if stream.first_time_ns >= before_ns:
-        return 0
-    through = removed = 0
-    for row in _oldest(session, stream):
-        if row[2] >= before_ns or removed == rows_max:
+        return
+    through = 0
+    for count, row in enumerate(_oldest(session, stream)):
+        # A time that is damaged does not keep its batch for ever.
+        if count == rows_max or (isinstance(row[2], int) and row[2] >= before_ns):
             break
         through = row[1]
-        removed += 1
     if through:
         remove_through(session, stream, through)
-    return removed
 
 
 def remove_through(session: Session, stream: Stream, through: int) -> None:
@@ -88,20 +101,20 @@ def remove_through(session: Session, stream: Stream, through: int) -> None:
     next_time_ns = session.row(
         "SELECT time_ns FROM batches WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1", low, high
     )
-    stream.first_time_ns = next_time_ns or 0
+    stream.first_time_ns = next_time_ns if isinstance(next_time_ns, int) else 0
     if not stream.messages:
         stream.bytes = 0
 
 
-def _oldest(session: Session, stream: Stream) -> Iterator[tuple[int, int, int, int, int]]:
+def _oldest(session: Session, stream: Stream) -> Iterator[Row]:
     """
     Batches, oldest first: identifier, last sequence, time, whether it has ids, bytes.
 
     The last sequence is where the next batch begins, less one: a damaged row must not remove more
     than itself.
     """
-    before: tuple[int, int, int, int, int] | None = None
-    for row in session.execute(_OLDEST, *bounds(stream.number)):
+    before: Row | None = None
+    for row in rows.readable(session.execute(_OLDEST, *bounds(stream.number))):
         if before is not None:
             yield (before[0], (row[0] & schema.SEQUENCE_MAX) - 1, *before[2:])
         before = row

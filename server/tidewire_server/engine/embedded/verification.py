@@ -34,6 +34,12 @@ def look_through(connection: Connection) -> Damage:
     return damage
 
 
+def has_all_tables(connection: Connection) -> bool:
+    """Whether the tables are those of this format."""
+    names = connection.execute("SELECT name FROM sqlite_schema WHERE type='table'")
+    return {name for (name,) in names}.issuperset(schema.TABLE_NAMES)
+
+
 def _is_sound(connection: Connection, table: str) -> bool:
     try:
         return bool(connection.execute(f"PRAGMA integrity_check({table})").get == "ok")
@@ -51,6 +57,6 @@ def _rows_fit(connection: Connection, table: str, damage: Damage) -> bool:
                 whole = False
                 if len(damage.rows) < NAMED_MAX:
                     damage.rows.append(f"{table}: {row[1]!r}")
-    except apsw.Error:
+    except (apsw.Error, UnicodeDecodeError):
         return False
     return whole

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tidewire.v1 import event_pb2
+from tidewire_server.engine.embedded import rows
 from tidewire_server.engine.embedded.facts import Stream
 from tidewire_server.engine.embedded.session import Session
 
@@ -39,9 +40,8 @@ def views_of(session: Session) -> dict[str, StreamView]:
     """
     Views of all streams. A stream's configuration is replaced, never changed, so it can be shared.
     """
-    counts: dict[int, int] = dict(
-        session.execute("SELECT stream, count(*) FROM consumers GROUP BY stream")
-    )
+    found = session.execute("SELECT stream, count(*) FROM consumers GROUP BY stream")
+    counts: dict[int, int] = dict(rows.readable(found))
     return {
         name: StreamView(
             stream.number,

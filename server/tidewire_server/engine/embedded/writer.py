@@ -77,6 +77,7 @@ class WriterCounters:
     bytes: int = 0
     refused: int = 0
     isolated: int = 0
+    log_copies: int = 0
     commit_s: float = 0.0
     commit_s_max: float = 0.0
     group_transactions_last: int = 0
@@ -117,6 +118,8 @@ class Writer:
         self._failed = failed
         self._queue: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._synchronous = self._options.synchronous
+        self._log_pages = 0
+        session.connection.set_wal_hook(self._count_log_pages)
         self._thread = threading.Thread(target=self._run, name="tidewire-writer", daemon=True)
 
     def start(self) -> None:
@@ -181,7 +184,25 @@ class Writer:
                 for job in live:
                     job.error = unavailable()
             self._answer(jobs)
+            if self._log_pages >= self._options.wal_pages_max and self.failure is None:
+                self._copy_log()
         self._finish()
+
+    def _count_log_pages(self, _connection: object, _name: str, pages: int) -> int:
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def _copy_log(self) -> None:
+        """Copy the write-ahead log into the database, as far as readers let it."""
+        self._log_pages = 0
+        self.counters.log_copies += 1
+        try:
+            self._session.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except (apsw.FullError, apsw.BusyError):
+            # Everything is still in the log; the next group asks again.
+            self.counters.store_full += 1
+        except apsw.Error as exc:
+            self._fail(exc)
 
     def _finish(self) -> None:
         connection = self._session.connection
@@ -215,7 +236,7 @@ class Writer:
             return
         for job in jobs:
             if self.failure is not None:
-                job.error = unavailable()
+                job.error = outcome_unknown()
                 continue
             self.counters.isolated += 1
             self._alone(job)
@@ -228,7 +249,7 @@ class Writer:
         if error is not None and self.failure is None:
             job.error = translate(error)
         elif error is not None:
-            job.error = unavailable()
+            job.error = outcome_unknown()
 
     def _try(self, jobs: Sequence[Job[Any]]) -> Exception | None:
         """Do a group. On an error everything is taken back, and nobody has an answer."""
@@ -356,7 +377,7 @@ def translate(error: BaseException) -> errors.TidewireError:
             "purging frees space",
             retry_after_s=1.0,
         )
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
         return errors.DataCorrupt(
             "a part of the store that this needs is damaged; restore it from a backup"
         )
@@ -365,6 +386,14 @@ def translate(error: BaseException) -> errors.TidewireError:
     if isinstance(error, apsw.Error):
         return errors.Internal("the store refused an operation it should know")
     return errors.Internal(f"a mistake of the engine: {type(error).__name__}")
+
+
+def outcome_unknown() -> errors.OutcomeUnknown:
+    """The error for writes that were under way when the disk failed."""
+    return errors.OutcomeUnknown(
+        "the disk failed while this was written: it is stored or not, never in part; "
+        "look when the server is back, or repeat it if it carries an id"
+    )
 
 
 def unavailable() -> errors.Unavailable:
