@@ -275,7 +275,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         try:
             async for request in requests:
                 await self._take(attendant, request)
-        except errors.TidewireError as error:
+        except Exception as error:  # noqa: BLE001 (the stream ends with it, and the router judges it)
             attendant.outbox.fail(error)
             return
         attendant.outbox.close()

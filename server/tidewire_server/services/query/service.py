@@ -47,8 +47,6 @@ SUMMARY_S_MIN: Final = 0.01
 SUMMARY_S_MAX: Final = 0.25
 """A gather ends this much before the call's deadline, so that its summary arrives."""
 
-_ANONYMOUS: Final = "anonymous"
-
 
 class QueryService(query_pb2_grpc.QueryServiceServicer):
     """
@@ -61,6 +59,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self._by_node: dict[str, dict[Responder, None]] = {}
         self._request_prefix = f"{secrets.token_hex(4)}-"
         self._requests = 0
+        self._anonymous = 0
         self._tasks: list[asyncio.Task[None]] = []
         core.members.listen(self._on_life)
 
@@ -141,7 +140,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         if not responders:
             self._directory.choose(request.subject)  # raises: nobody is there
         now_s = self._core.clock()
-        remaining_s = min(_remaining_s(context), DEADLINE_DEFAULT_S)
+        remaining_s = _remaining_s(context)
         remaining_s -= min(max(remaining_s * SUMMARY_SHARE, SUMMARY_S_MIN), SUMMARY_S_MAX)
         gather = GatherRound(
             request,
@@ -249,12 +248,17 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
                 metadata={"responders_max": RESPONDERS_MAX},
             )
         return Responder(
-            opening.node_id or opening.client_id or _ANONYMOUS,
+            opening.node_id or opening.client_id or self._new_name(),
             opening.subjects,
             node_id=opening.node_id,
             group=opening.group,
             in_flight_max=opening.in_flight_max or IN_FLIGHT_DEFAULT,
         )
+
+    def _new_name(self) -> str:
+        """Name a responder that gave none: in a gather they must be told apart."""
+        self._anonymous += 1
+        return f"anonymous-{self._anonymous}"
 
     def _enter(self, responder: Responder) -> None:
         if responder.node_id:
@@ -300,7 +304,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
                     raise errors.ProtocolOrder(
                         f"after `open` come `reply` and `drain`, not {kind or 'nothing'!r}"
                     )
-        except errors.TidewireError as error:
+        except Exception as error:  # noqa: BLE001 (the stream ends with it, and the router judges it)
             responder.outbox.fail(error)
             return
         responder.outbox.close()

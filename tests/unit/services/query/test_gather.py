@@ -193,6 +193,29 @@ async def test_gather_without_responders_is_an_error_at_once(channel: Channel) -
     assert grpc.StatusCode.UNAVAILABLE == caught.value.code()
 
 
+async def test_responders_without_a_name_are_told_apart(channel: Channel) -> None:
+    """Each gets one of its own."""
+    async with responding(channel) as one, responding(channel) as two:
+        call = gather(channel, all=True)
+        await answer(one, b"1")
+        await answer(two, b"2")
+        started, answers, _ = await read_all(call)
+
+    assert 2 == len(set(started))
+    assert {b"1", b"2"} == {answers[name] for name in started}
+
+
+async def test_a_long_deadline_is_not_cut(channel: Channel) -> None:
+    """The call's deadline is the gather's; thirty seconds are only the default."""
+    async with responding(channel) as one:
+        call = gather(channel, first=1, timeout=300)
+        query = await one.query()
+        await one.reply(query.query_id, b"")
+        await read_all(call)
+
+    assert query.remaining.seconds > 200
+
+
 async def test_cancelling_a_gather_reaches_everybody(channel: Channel) -> None:
     """All that were asked are told."""
     async with AsyncExitStack() as stack:
