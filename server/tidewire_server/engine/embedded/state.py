@@ -16,6 +16,8 @@ from tidewire_server.engine.embedded import rows, schema
 from tidewire_server.engine.embedded.session import Session
 
 REMOVALS_PER_REVISION_MAX: Final = 512
+READ_BYTES_MAX: Final = 10 * 1024 * 1024
+"""Values that the reads of one transaction answer together; a single one may be larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class StateWriter:
         self._session = session
         self._changes: list[state_pb2.Change] = []
         self._revision = session.number("state_revision")
+        self._read_bytes = 0
 
     @property
     def revision(self) -> int:
@@ -188,7 +191,17 @@ class StateWriter:
         if head is not None and head.live:
             row = self._session.row("SELECT * FROM changes WHERE id=?", head.change_id)
             response.entry.CopyFrom(entry_of(row, head))
+            self._count_read(response.entry.ByteSize())
         return response
+
+    def _count_read(self, size: int) -> None:
+        before, self._read_bytes = self._read_bytes, self._read_bytes + size
+        if before and self._read_bytes > READ_BYTES_MAX:
+            raise errors.MessageTooLarge(
+                f"the reads of the transaction answer more than {READ_BYTES_MAX} bytes; read less "
+                "at once, nothing was done",
+                metadata={"limit": READ_BYTES_MAX},
+            )
 
     def _store_revision(self) -> int:
         return self._session.number("state_revision")

@@ -144,15 +144,11 @@ class StateAgrees(RuleBasedStateMachine):
         return self.runner.run(wait())
 
     def open(self) -> None:
-        async def begin() -> StateService:
-            self.engine = await open_engine(
-                Path(self.folder.name), node_id="server", options=EngineOptions(ballast_bytes=0)
-            )
-            service = StateService(Core(self.engine, Members(), "server", "0"))
-            await service.start()
-            return service
-
-        self.service = self.runner.run(begin())
+        options = EngineOptions(ballast_bytes=0)
+        opening = open_engine(Path(self.folder.name), node_id="server", options=options)
+        self.engine = self.runner.run(opening)
+        self.service = StateService(Core(self.engine, Members(), "server", "0"))
+        self.run(self.service.start())
 
     def shut(self) -> None:
         self.run(self.service.close())

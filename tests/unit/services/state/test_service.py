@@ -207,6 +207,22 @@ async def test_one_refused_operation_undoes_the_others(store: Store) -> None:
     assert (False, 1) == ((r := await store.state.Get(get("b"))).HasField("entry"), r.revision)
 
 
+async def test_reads_of_a_transaction_are_bounded(store: Store) -> None:
+    """An answer nobody could take refuses the transaction; one large value alone is read."""
+    large = bytes(6 * 1024 * 1024)
+    for key in ("a", "b"):
+        await store.state.Put(put(key, large))
+    reads = [get_operation("a"), get_operation("b")]
+    error = await refused(
+        store.state.Transact(state_pb2.TransactRequest(then=[put_operation("c"), *reads]))
+    )
+    one = await store.state.Transact(state_pb2.TransactRequest(then=reads[:1]))
+
+    assert isinstance(error, errors.MessageTooLarge)
+    assert 2 == store.engine.state_revision
+    assert large == one.results[0].get.entry.value.data
+
+
 async def test_touch_moves_the_expiry_and_nothing_else(store: Store) -> None:
     """Same revision, later expiry; a key without a time to live stays for ever."""
     request = put("a")
