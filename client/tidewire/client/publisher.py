@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Iterator
 from typing import Final
 
-from tidewire.client.lanes import Item, Lanes, PublishAck, Waiter
+from tidewire.client.gathering import MESSAGE_COST_BYTES, Group, cost_of
+from tidewire.client.lanes import Item, Lanes, PublishAck
 from tidewire.client.session import PRIORITY_BULK, PRIORITY_EVENTS, Session, check_codec, log
 from tidewire.client.stream import ReopeningStream
 from tidewire.errors import (
@@ -25,43 +26,19 @@ from tidewire.errors import (
 from tidewire.errors import from_status as error_of
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.v1.event_pb2_grpc import EventServiceStub
-from tidewire.wire.batch import (
-    PAYLOAD_BYTES_MAX,
-    Headers,
-    check_headers,
-    encode_messages,
-    encode_payloads,
-)
+from tidewire.wire.batch import PAYLOAD_BYTES_MAX, Headers, check_headers
 from tidewire.wire.codec import CodecName
 from tidewire.wire.payload import Value, as_bytes
 from tidewire.wire.subject import check_subject
 
 BATCH_BYTES_MAX: Final = 240 * 1024
 """A batch is closed before it passes this, unless one message is larger."""
-MESSAGE_COST_BYTES: Final = 24
-"""Counted for each message beside its payload; it bounds the messages of a batch too."""
 PENDING_BYTES_MAX: Final = 16 * 1024 * 1024
 """Payload bytes published and not answered, before `publish` waits."""
 GRANT_BYTES_LEAST: Final = 1_024
 LANES_MAX: Final = 4_096
 
 AckFuture = asyncio.Future[PublishAck]
-
-
-class _Group:
-    """The open batch of one subject."""
-
-    __slots__ = ("append", "granted", "headers", "left", "payloads", "subject", "waiters")
-
-    def __init__(self, subject: str, *, with_headers: bool) -> None:
-        self.subject = subject
-        self.payloads: list[bytes] = []
-        self.append = self.payloads.append
-        self.headers: list[Headers] | None = [] if with_headers else None
-        # Bytes it may take of the publisher's allowance, and how many of them are left.
-        self.granted = 0
-        self.left = 0
-        self.waiters: list[Waiter] = []
 
 
 class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishStreamResponse]):
@@ -100,8 +77,8 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         self._pending_bytes_max = pending_bytes_max
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
         self._pending_bytes = 0
-        self._groups: dict[str, _Group] = {}
-        self._full: deque[_Group] = deque()
+        self._groups: dict[str, Group] = {}
+        self._full: deque[Group] = deque()
         self._ready: deque[Item] = deque()
         self._sent: dict[int, Item] = {}
         self._lanes = Lanes(uuid.uuid4().hex[:16], LANES_MAX) if acknowledge else None
@@ -167,7 +144,8 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         await self._wait_for_room(size)
         self._pending_bytes += size
         future: AckFuture = self._session.loop.create_future()
-        self._full_to_ready()
+        while self._full:  # what was published before goes before
+            self._enqueue(self._full.popleft().seal(self._message(), self._codec))
         message = self._message()
         message.publish.request.batch.CopyFrom(batch)
         self._enqueue(Item(message, size, size, [(0, future)]))
@@ -206,6 +184,16 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
                 log.warning("closing %s: %s", self.what, error)
         await super().close()
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes published and not answered, as counted against `pending_bytes_max`."""
+        return self._pending_bytes
+
+    @property
+    def gathering(self) -> bool:
+        """Messages wait for their batch to be sent."""
+        return bool(self._groups or self._full or self._ready)
+
     def raise_failure(self) -> None:
         """Raise what went wrong since the last call, once."""
         failure = self._failure
@@ -224,10 +212,9 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         self, subject: str, data: bytes, headers: Headers | None, future: AckFuture | None
     ) -> None:
         self._raise_if_ended()
-        size = len(data) + MESSAGE_COST_BYTES
         if headers:
             check_headers(headers)
-            size += sum(len(key) + len(value) + 8 for key, value in headers)
+        size = cost_of(data, headers)
         if size > self._payload_bytes_max:
             raise MessageTooLarge(
                 f"a message of {size} bytes does not fit the limit of {self._payload_bytes_max}",
@@ -241,14 +228,13 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         if group.headers is not None:
             group.headers.append(headers or ())
 
-    async def _group_for(self, subject: str, size: int, *, with_headers: bool) -> _Group:
+    async def _group_for(self, subject: str, size: int, *, with_headers: bool) -> Group:
         """Return the open batch of a subject, with room for so many bytes."""
         while True:
             group = self._groups.get(subject)
             if group is not None and group.payloads:
                 other_form = (group.headers is not None) != with_headers
-                used = group.granted - group.left
-                if other_form or used + size > BATCH_BYTES_MAX:
+                if other_form or group.used + size > BATCH_BYTES_MAX:
                     self._close_group(subject)
                     self._wake.set()
                     await asyncio.sleep(0)  # the writer's turn: a busy publisher must not starve it
@@ -265,7 +251,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
                 continue
             self._pending_bytes += grant
             if group is None:
-                group = self._groups[subject] = _Group(subject, with_headers=with_headers)
+                group = self._groups[subject] = Group(subject, with_headers=with_headers)
                 self._wake.set()
             group.granted += grant
             group.left += grant
@@ -301,20 +287,6 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
 
     # Making batches of them.
 
-    def _full_to_ready(self) -> None:
-        while self._full:
-            self._enqueue(self._seal(self._full.popleft()))
-
-    def _seal(self, group: _Group) -> Item:
-        message = self._message()
-        batch = message.publish.request.batch
-        if group.headers is None:
-            encode_payloads(group.subject, group.payloads, codec=self._codec, into=batch)
-        else:
-            pairs = zip(group.payloads, group.headers, strict=True)
-            encode_messages(group.subject, pairs, codec=self._codec, into=batch)
-        return Item(message, len(batch.body), group.granted, group.waiters)
-
     def _message(self) -> event_pb2.PublishStreamRequest:
         message = event_pb2.PublishStreamRequest()
         request = message.publish.request
@@ -342,17 +314,31 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
     def _outgoing(self) -> Iterator[event_pb2.PublishStreamRequest]:
         while not self._draining:
             if not self._ready:
-                if not self._full and not self._groups:
+                group = self._next_group()
+                if group is None:
                     return
-                if not self._full:
-                    self._close_group(next(iter(self._groups)))
-                self._full_to_ready()
+                self._enqueue(group.seal(self._message(), self._codec))
                 continue
             item = self._ready[0]
             if not self._has_credit(item):
                 return
             self._ready.popleft()
             yield self._send(item)
+
+    def _next_group(self) -> Group | None:
+        """Messages for the next batch; without credit they go on gathering."""
+        if not self._full and not self._groups:
+            return None
+        room = None if self._credit is None else self._credit.messages_until - self._messages_sent
+        if room is not None and room <= 0:
+            return None
+        if not self._full:
+            self._close_group(next(iter(self._groups)))
+        group = self._full.popleft()
+        if room is not None and len(group.payloads) > room:
+            self._full.appendleft(group)
+            return group.split(room)
+        return group
 
     def _has_credit(self, item: Item) -> bool:
         credit = self._credit
@@ -448,7 +434,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         self._full.extend(self._groups.values())
         self._groups.clear()
         items = [*self._sent.values(), *self._ready]
-        items.extend(self._item_of(group) for group in self._full)
+        items.extend(group.abandon() for group in self._full)
         if self._lanes is not None:
             items.extend(self._lanes.take_held())
         self._sent.clear()
@@ -457,9 +443,3 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         for item in items:
             self._give_up(item, problem)
         self._room.set()
-
-    def _item_of(self, group: _Group) -> Item:
-        """Stand-in of a batch that is never sent."""
-        message = self._message()
-        message.publish.request.batch.count = len(group.payloads)
-        return Item(message, 0, group.granted, group.waiters)

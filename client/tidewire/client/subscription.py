@@ -159,6 +159,11 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
             yield batch
 
     @property
+    def waiting(self) -> int:
+        """Deliveries that came and were not taken yet."""
+        return len(self._queue)
+
+    @property
     def acks_failed(self) -> int:
         """Acknowledgements the server refused: the message was delivered again, or settled."""
         return self._acks.failed
