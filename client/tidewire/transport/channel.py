@@ -34,6 +34,7 @@ from tidewire.transport.version import AGENT
 from tidewire.wire.bodies import STATUS_OK, Ending, Goaway, Hello
 from tidewire.wire.call import Call
 from tidewire.wire.client_side import ClientConnection
+from tidewire.wire.frame import CALL_ID_MAX
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class ClientLink(ClientConnection):
 
     def forget(self, call: Call) -> None:
         """Take a call out; the last one of a draining connection ends it."""
-        super().forget(call)
+        ClientConnection.forget(self, call)
         if self.draining and not self.calls:
             self.protocol.finish()
 
@@ -96,8 +97,7 @@ class RawChannel(grpc.aio.Channel):
     A channel over a raw wire.
 
     It connects when the first call needs it, again after a loss, and waits longer after each
-    failure. Use it in one
-    event loop. It may be made before the loop runs.
+    failure. Use it in one event loop. It may be made before the loop runs.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class RawChannel(grpc.aio.Channel):
             self._refuse(call, error)
             return
         call.attached = True
-        if link.exhausted:
+        if link.last_call_id >= LATE_CALL_ID and link.exhausted:
             self.on_draining(link)
 
     def _refuse(self, call: CallCore, error: TidewireError) -> None:
@@ -427,6 +427,8 @@ class RawChannel(grpc.aio.Channel):
         return multicallable.StreamStream(self, method, request_serializer, response_deserializer)
 
 
+LATE_CALL_ID = CALL_ID_MAX // 2
+"""From here on each call looks whether the connection has numbers left."""
 CLOSE_WAIT_S = 1.0
 """How long ``close`` waits for streams to be closed in order."""
 

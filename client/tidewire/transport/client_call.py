@@ -9,7 +9,7 @@ import grpc.aio
 
 from tidewire.errors import Internal
 from tidewire.transport.metadata import CODES, rpc_error, trailing
-from tidewire.wire.bodies import STATUS_OK, Ending, Metadata
+from tidewire.wire.bodies import ENDING_OK, STATUS_OK, Ending, Metadata
 from tidewire.wire.client_side import ClientCall, ClientConnection
 from tidewire.wire.frame import END
 
@@ -187,11 +187,19 @@ class UnaryCore(CallCore):
     def on_message(self, body: bytes, mark: int, last: bool) -> None:
         """Keep the response; a second one breaks the shape of the call."""
         self.take(mark)
-        if self.response is not None and not last:
+        if self.response is not None:
             error = Internal("the server sent two responses on a call that has one")
             self.connection.cancel(self, Ending.of(error))
             return
         self.response = body
+
+    def on_last(self, body: bytes) -> None:
+        """Take the response with which the call ended."""
+        if self.response is not None:
+            self.on_end(Ending.of(Internal("the server sent two responses on a call that has one")))
+            return
+        self.response = body
+        self.on_end(ENDING_OK)
 
     def on_end(self, ending: Ending) -> None:
         """Turn OK without a response into an error: the server broke the shape of the call."""
@@ -228,8 +236,7 @@ class RpcMethods:
     The methods of ``grpc.aio.Call`` over a core.
 
     ``_core`` is the object itself for unary-unary calls, where a second object would cost time,
-    and another one for
-    streams, so that a stream nobody holds any more is noticed and cancelled.
+    and another one for streams, so that a stream nobody holds any more is noticed and cancelled.
     """
 
     _core: CallCore

@@ -84,9 +84,10 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
             self.discard()
             self._inbox = None
         self.link.ended(ending)
-        callbacks, self._callbacks = self._callbacks, None
-        for callback in callbacks or ():
-            callback(self)
+        if self._callbacks is not None:
+            callbacks, self._callbacks = self._callbacks, None
+            for callback in callbacks:
+                callback(self)
 
     # Messages ---------------------------------------------------------------------------------
 

@@ -153,9 +153,8 @@ class ServerCredentials:
     """
     Credentials of a gRPC server that reload like :class:`~tidewire.transport.tls.ServerTls`.
 
-    grpcio asks for the configuration at each handshake, on a thread of its own, so nothing is
-    read there: call
-    :meth:`refresh` now and then, or :meth:`reload`.
+    grpcio asks for the configuration at each handshake, on a thread of its own, so nothing is read
+    there: call :meth:`refresh` now and then, or :meth:`reload`.
     """
 
     def __init__(self, config: TlsConfig) -> None:

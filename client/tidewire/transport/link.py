@@ -15,7 +15,7 @@ from tidewire.errors import Cancelled, Internal, InvalidArgument, MethodNotFound
 from tidewire.transport.context import Aborted, ServerCall, SyncContext
 from tidewire.transport.peer import Peer
 from tidewire.transport.stream import WireProtocol
-from tidewire.wire.bodies import ENDING_OK, Ending, Head, Hello, Metadata
+from tidewire.wire.bodies import ENDING_OK, Ending, Head, Hello, Metadata, Metadatum
 from tidewire.wire.call import Call
 from tidewire.wire.server_side import ServerConnection
 
@@ -72,9 +72,9 @@ class ServerLink(ServerConnection):
         prefix: list[tuple[str, str | bytes]] = []
         agent, token = self.peer_hello.agent, self.peer_hello.token
         if agent and agent.isascii() and agent.isprintable():
-            prefix.append(("user-agent", agent))
+            prefix.append(Metadatum("user-agent", agent))
         if token and self.peer.encrypted and token.isascii() and token.isprintable():
-            prefix.append(("authorization", f"Bearer {token}"))
+            prefix.append(Metadatum("authorization", f"Bearer {token}"))
         self.prefix = tuple(prefix)
         self.server.greeted(self)
 
@@ -98,7 +98,7 @@ class ServerLink(ServerConnection):
 
     def forget(self, call: Call) -> None:
         """Take a call out; the last one of a draining connection ends it."""
-        super().forget(call)
+        ServerConnection.forget(self, call)
         if self.draining and not self.calls:
             self.protocol.finish()
 

@@ -31,8 +31,7 @@ class Listener:
     A listening socket and its accept loop.
 
     Handshakes in flight are counted: beyond ``HANDSHAKES_MAX`` it stops accepting, so that more
-    connections wait in the
-    kernel and cost nothing.
+    connections wait in the kernel and cost nothing.
     """
 
     def __init__(

@@ -140,11 +140,16 @@ class UnaryUnary(_Method, grpc.aio.UnaryUnaryMultiCallable[Any, Any]):
         wait_for_ready: bool | None,
     ) -> UnaryUnaryCall:
         """Start a call past the interceptors."""
-        call: UnaryUnaryCall = self._core(
-            UnaryUnaryCall, timeout, metadata, credentials, wait_for_ready
-        )
-        serialize = self._serialize
-        self._channel.start(call, request if serialize is None else serialize(request), last=True)
+        channel, serialize = self._channel, self._serialize
+        call: UnaryUnaryCall
+        if metadata is None and credentials is None and not wait_for_ready:
+            deadline_s = None if timeout is None else channel.loop.time() + timeout
+            call = UnaryUnaryCall(
+                channel, self._head, PRIORITY_DEFAULT, deadline_s, serialize, self._deserialize
+            )
+        else:
+            call = self._core(UnaryUnaryCall, timeout, metadata, credentials, wait_for_ready)
+        channel.start(call, request if serialize is None else serialize(request), last=True)
         return call
 
 

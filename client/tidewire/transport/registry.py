@@ -2,8 +2,7 @@
 Which scheme is carried by what: ``tcp``, ``tls``, ``grpc``, ``grpcs``, and what others add.
 
 A third party adds a scheme by an entry point of the group ``tidewire.transports`` whose name is
-the scheme and whose object
-is a :class:`Transport`.
+the scheme and whose object is a :class:`Transport`.
 """
 
 from collections.abc import Mapping, Sequence

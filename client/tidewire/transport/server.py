@@ -45,8 +45,8 @@ class RawServer(grpc.aio.Server):
     Serves calls of registered services over raw wires.
 
     Generated ``add_*Servicer_to_server`` functions take it as they take a ``grpc.aio.Server``; a
-    shared router is given as a
-    generic handler. Use it in one event loop; not for two tasks at once.
+    shared router is given as a generic handler. Use it in one event loop; not for two tasks at
+    once.
     """
 
     def __init__(
@@ -123,8 +123,7 @@ class RawServer(grpc.aio.Server):
             url: Where to listen; port 0 picks one. ``tls://`` may name its files by
                 ``?cert=&key=&ca=``.
             tls: Certificates of a ``tls://`` listener. Their files are looked at for each
-                connection, so
-                new ones need no restart.
+                connection, so new ones need no restart.
 
         Returns:
             The port.

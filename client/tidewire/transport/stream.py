@@ -1,9 +1,9 @@
 """
 The shell of a connection on a stream: one reader, one writer, one timer.
 
-It moves bytes between an asyncio transport and a sans-IO connection. What a turn of the event
-loop queues leaves in one
-write; fragments are made while the transport takes them, so what waits in buffers stays small.
+It moves bytes between an asyncio transport and a sans-IO connection. What a turn of the event loop
+queues leaves in one write; fragments are made while the transport takes them, so what waits in
+buffers stays small.
 """
 
 import asyncio

@@ -2,8 +2,8 @@
 TLS of raw wires and of gRPC: TLS 1.3 only, names are verified, servers ask for certificates.
 
 A :class:`TlsConfig` names files. A :class:`ServerTls` holds the context made of them and makes it
-anew when
-the files change, for connections that come later; files that cannot be used keep the old context.
+anew when the files change, for connections that come later; files that cannot be used keep the old
+context.
 """
 
 import logging
@@ -24,9 +24,9 @@ class TlsConfig:
     """
     Which certificates to show and whom to trust.
 
-    A server needs ``certificate`` and ``key``, and ``ca`` unless ``require_client_certificate``
-    is off. A
-    client shows its certificate if it has one; without ``ca`` it trusts the system's authorities.
+    A server needs ``certificate`` and ``key``, and ``ca`` unless ``require_client_certificate`` is
+    off. A client shows its certificate if it has one; without ``ca`` it trusts the system's
+    authorities.
     """
 
     certificate: str | Path | None = None

@@ -43,8 +43,7 @@ def parse_url(url: str) -> WireUrl:
 
     Raises:
         InvalidArgument: It is not one, names no host, or has an option nobody knows. Options are
-            never ignored: one
-            that is misspelt might be the one that names the authority.
+            never ignored: one that is misspelt might be the one that names the authority.
     """
     parts = urlsplit(url)
     scheme = parts.scheme.lower()

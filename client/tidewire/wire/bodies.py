@@ -6,7 +6,7 @@ Metadata is a tuple of ``(key, value)``; values of keys that end in ``-bin`` are
 
 import re
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
@@ -25,6 +25,14 @@ from tidewire.wire.limits import (
 )
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+
+class Metadatum(NamedTuple):
+    """One entry of metadata, with the names gRPC gives its parts."""
+
+    key: str
+    value: str | bytes
+
 
 VERSION: Final = 1
 TEXT_BYTES_MAX: Final = 256
@@ -250,9 +258,9 @@ def _metadata(entries: object) -> Metadata:
         if not _KEY.fullmatch(key):
             raise ProtocolViolation("a metadata key is not 1 to 256 of [0-9a-z_.-]")
         if key.endswith("-bin"):
-            taken.append((key, value))
+            taken.append(Metadatum(key, value))
         elif _TEXT.fullmatch(value):
-            taken.append((key, value.decode("ascii")))
+            taken.append(Metadatum(key, value.decode("ascii")))
         else:
             raise ProtocolViolation(f"the value of metadata key {key!r} is not printable ASCII")
     return tuple(taken)

@@ -2,8 +2,7 @@
 One call on a connection: what it may send, what it has received, how it ends.
 
 Shells subclass :class:`Call` and override the ``on_`` methods. These run inside the connection's
-methods,
-must not raise, and may call the methods of the call again.
+methods, must not raise, and may call the methods of the call again.
 """
 
 from collections import deque
@@ -43,8 +42,7 @@ class Call:
     State of one call at one side.
 
     Attributes are class-level defaults on purpose: a unary call sets only the few it needs, and
-    making
-    one is on the hot path.
+    making one is on the hot path.
     """
 
     connection: "Connection"
@@ -184,11 +182,6 @@ class Call:
         if self.over:
             return 0
         connection = self.connection
-        if not self.call_id:
-            size = connection.emit_open(self, out)
-            if size:
-                self.schedule()
-            return size
         outbox = self.outbox
         assert outbox
         kind, flags, body = outbox[0]

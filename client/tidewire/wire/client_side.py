@@ -51,6 +51,48 @@ class ClientCall(Call):
     """Message that travels in OPEN."""
     open_flags = 0
     headers_seen = False
+    connection: "ClientConnection"
+
+    def on_last(self, body: bytes) -> None:
+        """The last message has come, whole, and with it the end: OK."""
+        # Its mark is that of the message before it: a call that is over has no unread bytes.
+        self.on_message(body, self.completed, True)
+        self.on_end(ENDING_OK)
+
+    def emit(self, out: list[bytes | memoryview]) -> int:
+        """Append OPEN, or the next frame after it; return its bytes, 0 when it has to wait."""
+        if self.call_id or self.over:
+            return super().emit(out)
+        self._scheduled = False
+        connection = self.connection
+        if len(connection.calls) >= connection.peer_limits.calls_max:
+            connection.waiting[self] = None
+            return 0
+        head, first = self.head, self.first
+        length = LENGTH_LEAST + OPEN_PREFIX_BYTES + len(head)
+        if first is not None:
+            if connection.sent >= connection.credit:
+                connection.blocked[self] = None
+                return 0
+            connection.sent += HEADER_BYTES + len(first)
+            length += len(first)
+        self.call_id = call_id = connection.number(self)
+        deadline_s = self.deadline_s
+        timeout_us = 0
+        if deadline_s is not None:
+            timeout_us = max(1, int((deadline_s - connection.now_s) * 1e6))
+        out.append(
+            OPEN_HEADER.pack(
+                length, OPEN, self.open_flags, self.priority, call_id, timeout_us, len(head)
+            )
+        )
+        out.append(head)
+        if first:
+            out.append(first)
+            self.first = None
+        if self.outbox:
+            self.schedule()
+        return length
 
 
 class ClientConnection(Connection):
@@ -58,8 +100,7 @@ class ClientConnection(Connection):
     Opens calls.
 
     A call gets its number when its OPEN goes out, not before: priorities may reorder calls that
-    wait, and
-    numbers must increase on the wire.
+    wait, and numbers must increase on the wire.
     """
 
     is_server: ClassVar[bool] = False
@@ -106,40 +147,14 @@ class ClientConnection(Connection):
         self.unsent[call] = None
         call.schedule()
 
-    def emit_open(self, call: Call, out: list[bytes | memoryview]) -> int:
-        """Append the OPEN of a call; return its bytes, 0 when it has to wait."""
-        assert isinstance(call, ClientCall)
-        if len(self.calls) >= self.peer_limits.calls_max:
-            self.waiting[call] = None
-            return 0
-        first = call.first
-        message_bytes = 0
-        if first is not None:
-            if self.sent >= self.credit:
-                self.blocked[call] = None
-                return 0
-            message_bytes = len(first)
-            self.sent += HEADER_BYTES + message_bytes
+    def number(self, call: ClientCall) -> int:
+        """Give a call its id: its OPEN goes out now."""
         call_id = self.last_call_id = self.last_call_id + 1
-        call.call_id = call_id
         call.credit = self.peer_limits.call_credit_bytes
         call.granted = self.limits.call_credit_bytes
         self.calls[call_id] = call
         self.unsent.pop(call, None)
-        deadline_s = call.deadline_s
-        timeout_us = 0 if deadline_s is None else max(1, int((deadline_s - self.now_s) * 1e6))
-        head = call.head
-        length = LENGTH_LEAST + OPEN_PREFIX_BYTES + len(head) + message_bytes
-        out.append(
-            OPEN_HEADER.pack(
-                length, OPEN, call.open_flags, call.priority, call_id, timeout_us, len(head)
-            )
-        )
-        out.append(head)
-        if first:
-            out.append(first)
-        call.first = None
-        return length
+        return call_id
 
     @property
     def exhausted(self) -> bool:
@@ -159,7 +174,7 @@ class ClientConnection(Connection):
 
     def forget(self, call: Call) -> None:
         """Take a call out and let one that waits take its place."""
-        super().forget(call)
+        Connection.forget(self, call)
         if self.waiting:
             waiting = next(iter(self.waiting))
             del self.waiting[waiting]
@@ -222,15 +237,35 @@ class ClientConnection(Connection):
         self.greet(peer)
         self.on_ready()
 
+    def _receive_message(self, flags: int, priority: int, call_id: int, body: bytes) -> None:
+        """
+        Take a message; one that is whole and the last, the usual answer, takes a short way.
+
+        Its call is over, so neither its credit nor what it leaves unread matters any more.
+        """
+        call = self.calls.get(call_id)
+        if (
+            flags != END
+            or call is None
+            or call.parts is not None
+            or len(body) > self.limits.message_bytes_max
+        ):
+            super()._receive_message(flags, priority, call_id, body)
+            return
+        self.received += HEADER_BYTES + len(body)
+        self.forget(call)
+        assert isinstance(call, ClientCall)
+        call.on_last(body)
+
     def deliver(self, call: Call, message: bytes, last: bool) -> None:
         """Hand a whole message to the call; with ``last`` the call ends with OK."""
-        self.count_unread(call)
-        if not last:
+        if last:
+            self.forget(call)
+            assert isinstance(call, ClientCall)
+            call.on_last(message)
+        else:
+            self.count_unread(call)
             call.on_message(message, call.received, last)
-            return
-        self.forget(call)
-        call.on_message(message, call.received, last)
-        call.on_end(ENDING_OK)
 
     def receive_half_close(self, call: Call) -> None:
         """Refuse it: a server sends STATUS instead."""

@@ -2,9 +2,8 @@
 A connection of a raw wire, without I/O: what both sides share.
 
 Bytes and the time go in by :meth:`Connection.receive_data` and :meth:`Connection.handle_timeout`;
-bytes
-to send come out of :meth:`Connection.data_to_send`; news go to methods that shells override (here
-and in :class:`~tidewire.wire.call.Call`). The rules are those of ``proto/WIRE.md``.
+bytes to send come out of :meth:`Connection.data_to_send`; news go to methods that shells override
+(here and in :class:`~tidewire.wire.call.Call`). The rules are those of ``proto/WIRE.md``.
 """
 
 from collections import deque
@@ -64,8 +63,7 @@ class Connection:
     One side of a connection.
 
     Not for two tasks at once. After :attr:`closed` is set, what :meth:`data_to_send` returns is
-    the last to
-    send; then the shell closes the stream.
+    the last to send; then the shell closes the stream.
     """
 
     is_server: ClassVar[bool]
@@ -318,10 +316,6 @@ class Connection:
 
     def refuse(self, call: Call, error: TidewireError) -> None:
         """End a call for something its peer did; the connection goes on."""
-        raise NotImplementedError
-
-    def emit_open(self, call: Call, out: list[bytes | memoryview]) -> int:
-        """Append the OPEN of a call that has none yet; only a client has such calls."""
         raise NotImplementedError
 
     def watch_deadline(self, call: Call, deadline_s: float) -> None:

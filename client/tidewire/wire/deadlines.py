@@ -23,9 +23,8 @@ class Deadlines(Generic[ExpiringT]):
     Earliest deadline first.
 
     Entries of ended calls stay in the heap until they come up or are half of it: 60,000 calls/s
-    with
-    a timeout of 30 s would otherwise keep 1.8 million. The calls themselves, which may hold 10 MiB
-    of response, are not kept. Adding costs amortised O(log n).
+    with a timeout of 30 s would otherwise keep 1.8 million. The calls themselves, which may hold
+    10 MiB of response, are not kept. Adding costs amortised O(log n).
     """
 
     def __init__(self) -> None:

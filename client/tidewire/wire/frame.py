@@ -2,8 +2,7 @@
 Frames of a raw wire: ``proto/WIRE.md`` section 1, without I/O.
 
 A frame is a plain tuple ``(type, flags, priority, call_id, body)`` and not an object with a class
-of
-its own: at 60,000 calls/s each object made per frame costs more than everything else done here.
+of its own: at 60,000 calls/s each object made per frame costs more than everything else done here.
 """
 
 from enum import IntEnum, IntFlag
@@ -96,8 +95,7 @@ def judge_header(length: int, kind: int, flags: int, priority: int, call_id: int
 
     Raises:
         ProtocolViolation: Type or flags are unknown, a reserved field is set, or the call id does
-            not
-            suit the type.
+            not suit the type.
     """
     if not HELLO <= kind <= GOAWAY:
         raise ProtocolViolation(f"frame type {kind} does not exist")

@@ -123,12 +123,17 @@ class ServerConnection(Connection):
         if self.draining:
             return
         limits = self.limits
-        try:
-            self._judge_open(head_bytes, message)
-        except ResourceExhausted as error:
-            self._push_status(priority, call_id, Ending.of(error))
-            self.on_refused(error)
-            return
+        if (
+            len(self.calls) >= limits.calls_max
+            or head_bytes > limits.head_bytes_max
+            or len(body) > limits.message_bytes_max
+        ):
+            try:
+                self._judge_open(head_bytes, message)
+            except ResourceExhausted as error:
+                self._push_status(priority, call_id, Ending.of(error))
+                self.on_refused(error)
+                return
         call = self.on_call(self._heads.parse(body[OPEN_PREFIX_BYTES:cut]))
         call.connection = self
         call.call_id = call_id

@@ -404,3 +404,37 @@ async def test_channel_states(echo: Echoing) -> None:
     assert grpc.ChannelConnectivity.IDLE == echo.channel.get_state()
     await asyncio.wait_for(echo.channel.channel_ready(), LIMIT_S)
     assert grpc.ChannelConnectivity.READY == echo.channel.get_state()
+
+
+async def test_surface_of_a_call(echo: Echoing) -> None:
+    """Connection, remaining time, metadata and status may be asked for in any order."""
+    call = echo.stub.Repeat(echo_pb2.RepeatRequest(count=1), timeout=LIMIT_S)
+    await asyncio.wait_for(call.wait_for_connection(), LIMIT_S)
+    left = call.time_remaining()
+
+    assert left is not None
+    assert 0 < left <= LIMIT_S
+    assert not call.done()
+    assert 0 == len(tuple(await call.initial_metadata()))
+    assert [0] == [response.index async for response in call]
+    assert grpc.StatusCode.OK == await call.code()
+    assert "" == await call.details()
+    assert 0 == len(tuple(await call.trailing_metadata()))
+    assert call.done()
+    assert not call.cancel()
+    seen: list[Any] = []
+    call.add_done_callback(seen.append)
+    async with asyncio.timeout(LIMIT_S):
+        while not seen:  # noqa: ASYNC110 (gRPC calls back in a later turn)
+            await asyncio.sleep(0.01)
+    assert None is echo.stub.Say(Say(fault="remaining")).time_remaining()
+
+
+async def test_a_call_may_be_awaited_twice(echo: Echoing) -> None:
+    """The answer, or the error, stays."""
+    call = echo.stub.Say(Say(text="x"), timeout=LIMIT_S)
+    assert "x" == (await call).text == (await call).text
+    failed = echo.stub.Say(Say(fault="abort"), timeout=LIMIT_S)
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await failed
