@@ -25,9 +25,9 @@ from tidewire_server.core import ServiceLimits
 Position = checkpoint_pb2.Position
 
 
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path) as opened:
+@pytest.fixture(params=["grpc", "tcp"])
+async def store(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    async with open_store(tmp_path, wire=request.param) as opened:
         yield opened
 
 
