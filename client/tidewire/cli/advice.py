@@ -30,7 +30,8 @@ def explain(error: Exception, settings: Settings) -> str:
     if isinstance(error, errors.TidewireError):
         kinds = type(error).__mro__
         advice = next((ADVICE[kind] for kind in kinds if kind in ADVICE), "")
-        where = f" ({settings.url})" if isinstance(error, errors.Unavailable) else ""
+        unnamed = isinstance(error, errors.Unavailable) and settings.url not in error.message
+        where = f" ({settings.url})" if unnamed else ""
         return f"{sentence(error.message or type(error).__name__)}{where} {advice}".rstrip()
     if isinstance(error, ModuleNotFoundError) and not f"{error.name}".startswith("tidewire."):
         return missing(error)

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import CancelledError
 from typing import Final
 
 import click
@@ -49,17 +50,18 @@ async def lines() -> AsyncIterator[list[bytes]]:
 
 
 def _read(queue: asyncio.Queue[bytes], loop: asyncio.AbstractEventLoop) -> None:
+    stream = sys.stdin.buffer
     try:
-        descriptor = sys.stdin.fileno()
+        descriptor = stream.fileno()
     except (io.UnsupportedOperation, ValueError):
         descriptor = -1
-    while True:
+    data = b"x"
+    while data:
         # Not through the buffered stream: a daemon that holds its lock stops the interpreter's end.
-        at_descriptor = descriptor >= 0
-        data = os.read(descriptor, READ_BYTES) if at_descriptor else sys.stdin.buffer.read()
+        data = os.read(descriptor, READ_BYTES) if descriptor >= 0 else stream.read()
+        handing_over = queue.put(data)
         try:
-            asyncio.run_coroutine_threadsafe(queue.put(data), loop).result()
-        except RuntimeError:  # the loop is closed: nobody wants more
-            return
-        if not data:
+            asyncio.run_coroutine_threadsafe(handing_over, loop).result()
+        except (RuntimeError, CancelledError):  # the loop is over: nobody wants more
+            handing_over.close()
             return

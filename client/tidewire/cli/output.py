@@ -24,23 +24,28 @@ class Output:
         self._stream = stream if stream is not None else sys.stdout.buffer
         self._is_terminal = self._stream.isatty()
 
-    def payload(self, data: bytes) -> None:
-        """Write a payload on a line of its own."""
+    def payload(self, data: bytes, *, flush: bool = True) -> None:
+        """Write a payload on a line of its own; many at a time with one `flush` at their end."""
         if self._is_terminal:
             data = printable(data).encode()
-        self._write(data + b"\n")
+        self._write(data + b"\n", flush=flush)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self._write(b"", flush=True)
 
     def raw(self, data: bytes) -> None:
         """Write bytes and nothing else; on a terminal as `payload`."""
         if self._is_terminal:
             self.payload(data)
         else:
-            self._write(data)
+            self._write(data, flush=True)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, *, flush: bool) -> None:
         try:
             self._stream.write(data)
-            self._stream.flush()
+            if flush:
+                self._stream.flush()
         except BrokenPipeError:
             raise ReaderGone from None
 
@@ -48,9 +53,10 @@ class Output:
         """Write a line."""
         self.payload(text.encode())
 
-    def record(self, thing: object) -> None:
+    def record(self, thing: object, *, flush: bool = True) -> None:
         """Write one JSON object on one line."""
-        self.line(json.dumps(to_plain(thing), ensure_ascii=False, separators=(", ", ": ")))
+        text = json.dumps(to_plain(thing), ensure_ascii=False)
+        self.payload(text.encode(), flush=flush)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write rows under their columns, as wide as the widest."""

@@ -1,6 +1,6 @@
 """``tidewire sub``: receive events."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -93,14 +93,29 @@ class _Printer:
         """Messages that are still to be written; ``None`` for any number."""
         return self._left
 
-    def write(self, message: Any) -> None:
-        """Write one message."""
+    async def write(self, messages: Iterable[Any], *, acknowledge: bool) -> None:
+        """
+        Write messages, as many as are wanted, and settle those once they are handed on. What is
+        over stays for the next reader.
+        """
+        written = []
+        for message in messages:
+            if self.is_done():
+                break
+            self._write(message)
+            written.append(message)
+        self._out.flush()
+        if acknowledge:
+            for message in written:
+                await message.ack()
+
+    def _write(self, message: Any) -> None:
         if self._json:
-            self._out.record(message_fields(message))
+            self._out.record(message_fields(message), flush=False)
         elif self._with_subject:
-            self._out.payload(message.subject.encode() + b"\t" + message.payload)
+            self._out.payload(message.subject.encode() + b"\t" + message.payload, flush=False)
         else:
-            self._out.payload(message.payload)
+            self._out.payload(message.payload, flush=False)
         if self._left is not None:
             self._left -= 1
 
@@ -135,10 +150,8 @@ async def _follow(
         what = " ".join(subjects)
     async with opening as subscription:
         settings.note(f"receiving {what}")
-        async for message in subscription:
-            printer.write(message)
-            if acknowledged:
-                await message.ack()
+        async for batch in subscription.batches():
+            await printer.write(batch, acknowledge=acknowledged)
             if printer.is_done():
                 return
 
@@ -162,12 +175,7 @@ async def _read_to_end(
             )
         if not messages:
             return
-        for message in messages:
-            if printer.is_done():
-                break  # a batch is never cut: what is over stays for the next reader
-            printer.write(message)
-            if options["consumer"] is not None:
-                await message.ack()
+        await printer.write(messages, acknowledge=options["consumer"] is not None)
 
 
 async def _stream_of(client: "tidewire.Client", subjects: Sequence[str]) -> str:

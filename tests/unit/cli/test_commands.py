@@ -1,5 +1,6 @@
 """Commands against a real server: what they print, and their exit codes."""
 
+import asyncio
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import tidewire
 from support.process import ServerProcess
 from tidewire.cli import main
 
@@ -320,6 +322,19 @@ def test_members_are_listed(run: Run) -> None:
     assert (0, "") == run("members", "--json")[:2]
 
 
+async def test_a_member_is_shown(url: str) -> None:
+    """A member that beats is alive, with its groups and its figures."""
+    words = ["members", "--group", "pumps", "--json", "--url", url]
+    async with tidewire.connect(url) as client, client.members.join("pump-1", groups=["pumps"]):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tidewire.cli", *words, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
+
+    (member,) = records(out)
+    assert ("pump-1", "MEMBER_STATUS_ALIVE") == (member["node_id"], member["status"])
+
+
 def test_checkpoints_are_listed(run: Run) -> None:
     """None are there, which is said and is no crash."""
     assert run("checkpoint", "list")[1].startswith("OPERATOR")
@@ -403,10 +418,6 @@ def test_no_server_is_said_with_what_to_do(run: Run) -> None:
 
 def test_a_state_of_a_checkpoint_is_written(run: Run, url: str, tmp_path: Path) -> None:
     """A checkpoint made by a client is shown, and its state comes out whole and verified."""
-    import asyncio
-
-    import tidewire
-
     state = os.urandom(3_000_000)
 
     async def commit() -> None:
