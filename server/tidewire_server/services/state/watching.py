@@ -125,7 +125,8 @@ class Watcher:
     async def _advance(self, tail: Tail) -> bool:
         """Send the next changes; False when all there is was sent."""
         if tail.overflowed:
-            self._core.counters.add("state_watch_catch_ups_total")
+            if not self._request.with_previous:
+                self._core.counters.add("state_watch_catch_ups_total")
             tail.restart(self._feed.revision)
         if self._position < tail.base:
             return await self._advance_in_history()
