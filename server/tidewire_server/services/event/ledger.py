@@ -127,7 +127,10 @@ class ConsumerLedger:
     @property
     def has_given_up(self) -> bool:
         """Whether messages wait to be recorded as given up."""
-        return bool(self._given_up)
+        given_up = self._given_up
+        while given_up and not (given_up[0].alive and given_up[0].phase is Phase.GIVEN_UP):
+            given_up.popleft()
+        return bool(given_up)
 
     @property
     def next_time(self) -> float | None:

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from support.events import Events, event_service, payloads, sequences
 from tidewire import errors
@@ -13,6 +15,7 @@ from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.engine.base import Settle, Transaction
 from tidewire_server.members import Life
 
+DONE = event_pb2.SETTLEMENT_DONE
 RETRY = event_pb2.SETTLEMENT_RETRY
 TERMINATE = event_pb2.SETTLEMENT_TERMINATE
 EXTEND = event_pb2.SETTLEMENT_EXTEND
@@ -115,7 +118,7 @@ async def test_a_client_that_ends_its_requests_is_done(events: Events) -> None:
     one = await events.consume("S", "c")
     await events.publish("s.a", [b"x"])
     await one.delivery()
-    item = event_pb2.AckItem(range=common_pb2.SequenceRange(first=1, last=1), settlement=1)
+    item = event_pb2.AckItem(range=common_pb2.SequenceRange(first=1, last=1), settlement=DONE)
     await one.call.write(event_pb2.SubscribeRequest(ack=event_pb2.Ack(ack_id=1, items=[item])))
     await one.call.done_writing()
 
@@ -300,7 +303,7 @@ async def test_purged_messages_are_not_waited_for(events: Events) -> None:
     assert 2 == (await events.consumer("S", "c")).state.ack_floor
 
 
-async def fetch(events: Events, **fields: object) -> event_pb2.FetchResponse:
+async def fetch(events: Events, **fields: Any) -> event_pb2.FetchResponse:
     source = event_pb2.ConsumerSource(stream="S", consumer="c")
     return await events.call(  # type: ignore[no-any-return]
         "Fetch", event_pb2.FetchRequest(consumer=source, **fields)
@@ -319,7 +322,7 @@ async def test_fetch_and_acknowledge(events: Events) -> None:
     assert list(range(1, 16)) == [s for d in response.deliveries for s in sequences(d)]
     source = event_pb2.ConsumerSource(stream="S", consumer="c")
     item = event_pb2.AckItem(
-        range=common_pb2.SequenceRange(first=1, last=15), settlement=1, attempt=1
+        range=common_pb2.SequenceRange(first=1, last=15), settlement=DONE, attempt=1
     )
     acknowledge = event_pb2.AcknowledgeRequest(consumer=source, ack=event_pb2.Ack(items=[item]))
     result = (await events.call("Acknowledge", acknowledge)).result
@@ -339,7 +342,7 @@ async def test_fetch_waits_and_gives_back_when_cancelled(events: Events) -> None
     assert 1 == len((await waiting).deliveries)
     call = events.stub.Fetch(
         event_pb2.FetchRequest(
-            consumer=event_pb2.ConsumerSource(stream="S", consumer="c"), wait={"seconds": 20}
+            consumer=event_pb2.ConsumerSource(stream="S", consumer="c"), wait=Duration(seconds=20)
         )
     )
     await events.consumer_where("S", "c", lambda c: c.subscriptions == 1)

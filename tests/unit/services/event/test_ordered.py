@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from support.events import MUCH, Events, event_service, payloads, sequences
 from tidewire import errors
@@ -148,20 +149,24 @@ async def test_fetch_waits_for_the_first_message(events: Events) -> None:
     empty = await events.stub.Fetch(event_pb2.FetchRequest(ordered=source))
     assert (0, 1) == (len(empty.deliveries), empty.next_sequence)
     waiting = asyncio.ensure_future(
-        events.stub.Fetch(event_pb2.FetchRequest(ordered=source, wait={"seconds": 20}))
+        events.stub.Fetch(event_pb2.FetchRequest(ordered=source, wait=Duration(seconds=20)))
     )
     await events.publish("s.a", [b"x"])
 
     response = await waiting
     assert [1] == [s for delivery in response.deliveries for s in sequences(delivery)]
     with pytest.raises(errors.InvalidArgument):
-        await events.call("Fetch", event_pb2.FetchRequest(ordered=source, wait={"seconds": 31}))
+        await events.call(
+            "Fetch", event_pb2.FetchRequest(ordered=source, wait=Duration(seconds=31))
+        )
 
 
 async def test_acks_do_not_belong_here(events: Events) -> None:
     """To acknowledge what is not acknowledged is an error."""
     reader = await events.ordered("S", start=ALL, credit=MUCH)
-    item = event_pb2.AckItem(range=common_pb2.SequenceRange(first=1, last=1), settlement=1)
+    item = event_pb2.AckItem(
+        range=common_pb2.SequenceRange(first=1, last=1), settlement=event_pb2.SETTLEMENT_DONE
+    )
     await reader.call.write(event_pb2.SubscribeRequest(ack=event_pb2.Ack(items=[item])))
 
     with pytest.raises(errors.InvalidArgument):

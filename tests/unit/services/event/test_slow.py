@@ -1,0 +1,172 @@
+"""Slow subscribers: bounded, told what they lost, and cut off when they stall."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.events import MUCH, event_service, payloads
+from tidewire import errors
+from tidewire.v1 import event_pb2
+from tidewire.wire.batch import encode_payloads
+from tidewire_server.core import ServiceLimits
+from tidewire_server.services.event.allowance import Allowance
+from tidewire_server.services.event.live import LiveBuffer, LiveHub
+from tidewire_server.services.event.subscribe import SubscribeSession
+
+RESPONSE = event_pb2.SubscribeResponse(delivery=event_pb2.Delivery())
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.integers(1, 7), st.integers(0, 70)),
+            st.tuples(st.just("pop"), st.just(0), st.just(0)),
+        ),
+        max_size=60,
+    )
+)
+def test_what_was_put_is_sent_lost_or_waiting(steps: list[tuple[str, int, int]]) -> None:
+    """Whatever the order: the bounds hold, order is kept, and every message is accounted for."""
+    buffer = LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100)
+    put = sent = told = 0
+    for kind, messages, body_bytes in steps:
+        if kind == "put":
+            buffer.put(RESPONSE, messages, body_bytes)
+            put += messages
+        else:
+            before = buffer.messages
+            response = buffer.pop(0.0)
+            if response is not None and response.WhichOneof("kind") == "lost":
+                told += response.lost.messages
+                assert told == response.lost.messages_total
+            sent += before - buffer.messages
+        assert buffer.messages <= 10
+        assert buffer.bytes <= 100
+        assert put == sent + buffer.lost_total + buffer.messages
+        assert buffer.lost_total == told + buffer.lost_messages
+
+
+def test_a_batch_over_the_bounds_goes_alone() -> None:
+    """A batch that is larger than the buffer is taken when nothing else waits."""
+    buffer = LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100)
+    buffer.put(RESPONSE, 5, 10)
+
+    assert 5 == buffer.put(RESPONSE, 20, 1000)
+    assert 20 == buffer.messages
+    lost = buffer.pop(0.0)
+    assert lost is not None
+    assert (5, 5) == (lost.lost.messages, lost.lost.messages_total)
+
+
+def test_one_response_for_all() -> None:
+    """Fan-out builds one response; every subscriber has the same object."""
+    hub = LiveHub()
+    buffers = [LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100) for _ in range(3)]
+    for buffer in buffers:
+        hub.add(["a.*", "a.>"], buffer)
+
+    fanout = hub.deliver(encode_payloads("a.b", [b"x"]), now=0.0, time_ns=0)
+
+    assert 3 == fanout.receivers
+    first, *others = [buffer.pop(0.0) for buffer in buffers]
+    assert all(other is first for other in others)
+    assert all(buffer.pop(0.0) is None for buffer in buffers)
+
+
+def test_a_publisher_is_held_only_while_all_are_behind_and_one_moves() -> None:
+    """Who reads nothing holds nobody back, nor does one slow reader among faster ones."""
+    hub = LiveHub()
+    slow, fast = (LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100) for _ in range(2))
+    hub.add(["a"], slow)
+    batch = encode_payloads("a", [b"x"] * 6)
+    slow.moved_at = 0.0
+
+    assert hub.deliver(batch, now=0.05, time_ns=0).held_by is slow
+    assert hub.deliver(batch, now=5.0, time_ns=0).held_by is None  # it does not move
+    hub.add(["a"], fast)
+    slow.moved_at = 5.0
+    assert hub.deliver(batch, now=5.0, time_ns=0).held_by is slow
+    fast.pop(5.0)
+    fast.pop(5.0)
+    hub.remove(["a"], slow)
+    assert hub.deliver(batch, now=5.0, time_ns=0).held_by is fast
+
+
+async def test_sent_is_received_plus_lost(tmp_path: Path) -> None:
+    """
+    A subscriber that takes nothing for a while loses whole batches and is told how many messages.
+    """
+    limits = ServiceLimits(subscriber_pending_messages_max=100)
+    async with event_service(tmp_path, limits=limits) as events:
+        live = await events.live("s", credit=None)
+        for i in range(100):
+            await events.publish("s", [b"%d" % i] * 7)
+        await live.grant(100_000)
+        lost = (await live.of_kind("lost")).lost
+        got: list[bytes] = []
+        while not got or got[-1] != b"99":
+            delivery = await live.delivery()
+            got += payloads(delivery)
+
+        assert 700 == len(got) + lost.messages
+        assert 98 == len(got)  # fourteen batches fit
+        assert lost.messages == lost.messages_total == events.core.counters.values["events_lost"]
+        assert list(range(86, 100)) == sorted({int(payload) for payload in got})
+
+
+async def test_who_takes_nothing_is_cut_off(tmp_path: Path) -> None:
+    """
+    Events wait and none is taken for the time limit: the subscription ends with SLOW_CONSUMER.
+    """
+    limits = ServiceLimits(subscriber_stall_s=0.3)
+    async with event_service(tmp_path, limits=limits) as events:
+        slow = await events.live("s", credit=None)
+        idle = await events.live("other", idle_bookmark={"nanos": 200_000_000})
+        await events.publish("s", [b"x"])
+
+        with pytest.raises(errors.SlowConsumer):
+            await slow.next()
+        assert 1 == events.core.counters.values["subscribers_cut"]
+        assert 0 == (await events.publish("s", [b"x"])).receivers
+        # Control: to have nothing to take is no stall.
+        for _ in range(4):
+            await idle.of_kind("bookmark")
+
+
+class StuckContext:
+    """A client whose wire takes the greeting and nothing more."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    async def write(self, _response: Any) -> None:
+        self.writes += 1
+        if self.writes > 1:
+            await asyncio.Event().wait()
+
+
+async def test_a_wire_that_does_not_take_is_cut_off(tmp_path: Path) -> None:
+    """A write that does not end within the time limit ends the call, and leaves no subscription."""
+    limits = ServiceLimits(subscriber_stall_s=0.2)
+    async with event_service(tmp_path, limits=limits) as events:
+        await events.create_stream("S", "s")
+        await events.publish("s", [b"x"])
+        open_ = event_pb2.SubscribeOpen(codecs=events.core.codecs, credit=MUCH)
+        open_.ordered.stream = "S"
+        open_.ordered.start.all = True
+
+        async def requests() -> Any:
+            yield event_pb2.SubscribeRequest(open=open_)
+            await asyncio.Event().wait()
+
+        exchange = events.service._exchange
+        context: Any = StuckContext()
+        with pytest.raises(errors.SlowConsumer):
+            await SubscribeSession(exchange, requests(), context).run()
+
+        assert not exchange._followers
+        assert not exchange._sessions
