@@ -94,11 +94,11 @@ class Harness:
         for name in self._known.acknowledged:
             publisher, _, number = name.rpartition("/")
             highest[publisher] = max(int(number), highest.get(publisher, 0))
+        last = {f"{publisher}/{number}" for publisher, number in highest.items()}
         self._known.acknowledged = {
             name: sequence
             for name, sequence in self._known.acknowledged.items()
-            if sequence > through
-            or int(name.rpartition("/")[2]) == highest[name.rpartition("/")[0]]
+            if sequence > through or name in last
         }
         self._known.settled = [item for item in self._known.settled if item[1] > through]
 
@@ -133,16 +133,8 @@ class Harness:
         os.close(readable)
         try:
             signal.alarm(int(READY_TIME_LIMIT_S))
-            next(
-                work(
-                    self._store,
-                    self._ledger,
-                    self._known,
-                    seed,
-                    writable,
-                    acknowledge_early=self._early,
-                )
-            )
+            options = {"acknowledge_early": True} if self._early else {}
+            work(self._store, self._ledger, self._known, seed, writable, options)
         finally:
             os._exit(70)
 
