@@ -6,7 +6,6 @@ bytes to send come out of :meth:`Connection.data_to_send`; news go to methods th
 (here and in :class:`~tidewire.wire.call.Call`). The rules are those of ``proto/WIRE.md``.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -19,7 +18,6 @@ from tidewire.errors import (
     PeerVanished,
     ProtocolViolation,
     TidewireError,
-    TooManyPings,
 )
 from tidewire.wire.bodies import (
     ENDING_OK,
@@ -50,6 +48,7 @@ from tidewire.wire.frame import (
     encode_frame,
 )
 from tidewire.wire.limits import WireLimits
+from tidewire.wire.liveness import Liveness
 from tidewire.wire.scheduler import Scheduler
 
 FrameHandler = Callable[[int, int, int, bytes], None]
@@ -105,11 +104,7 @@ class Connection:
         self.wake_s = now_s + limits.hello_timeout_s
         """When ``handle_timeout`` must run, at the latest. It only ever comes nearer by itself."""
         self.now_s = now_s
-        self._started_s = now_s
-        self._heard_s = now_s
-        self._pinged_s: float | None = None
-        self._frame_begun_s: float | None = None
-        self._pings: deque[float] = deque(maxlen=limits.pings_max + 1)
+        self._liveness = Liveness(limits, now_s)
         self._control: list[bytes | memoryview] = []
         self._control_bytes = 0
         self._deadlines: Deadlines[Call] = Deadlines()
@@ -133,7 +128,7 @@ class Connection:
         """Take bytes of the peer. Violations end the connection; nothing is raised for them."""
         if self.closed:
             return
-        self.now_s = self._heard_s = now_s
+        self.now_s = self._liveness.heard_s = now_s
         decoder = self._decoder
         frames = decoder.feed(data)
         try:
@@ -148,59 +143,27 @@ class Connection:
             self.fail(error)
             return
         if not decoder.incomplete:
-            self._frame_begun_s = None
-        elif frames or self._frame_begun_s is None:
-            self._frame_begun_s = now_s
+            self._liveness.frame_begun_s = None
+        elif frames or self._liveness.frame_begun_s is None:
+            self._liveness.frame_begun_s = now_s
             self.wake_at(now_s + self.limits.frame_timeout_s)
 
     def handle_timeout(self, now_s: float) -> None:
         """Do what is due at ``now_s`` and set :attr:`wake_s` anew."""
+        self.wake_s = FOREVER
         if self.closed:
-            self.wake_s = FOREVER
             return
         self.now_s = now_s
-        self.wake_s = FOREVER
-        limits = self.limits
-        if self.peer_hello is None:
-            self._due(self._started_s + limits.hello_timeout_s, "HELLO", limits.hello_timeout_s)
-        if self._frame_begun_s is not None:
-            due_s = self._frame_begun_s + limits.frame_timeout_s
-            self._due(due_s, "the rest of a frame", limits.frame_timeout_s)
-        if self.error is not None:
+        error, ping, due_s = self._liveness.judge(now_s)
+        if error is not None:
+            self.fail(error)
             return
         for call in self._deadlines.expired(now_s):
             self.expire(call)
+        if ping:
+            self.push_control(encode_frame(PING, PING_BODY))
+        self.wake_at(due_s)
         self.wake_at(self._deadlines.next_s())
-        self._keep_alive(now_s)
-
-    def _due(self, due_s: float, what: str, wait_s: float) -> None:
-        if self.closed:
-            return
-        if self.now_s >= due_s:
-            self.fail(PeerTooSlow(f"{what} did not come within {wait_s:g} s"))
-        else:
-            self.wake_at(due_s)
-
-    def _keep_alive(self, now_s: float) -> None:
-        if self.peer_hello is None:
-            return
-        limits = self.limits
-        if self._pinged_s is not None and self._heard_s < self._pinged_s:
-            due_s = self._pinged_s + limits.ping_timeout_s
-            if now_s >= due_s:
-                silence = now_s - self._heard_s
-                self.fail(PeerVanished(f"the peer has been silent for {silence:.1f} s and a PING"))
-                return
-            self.wake_at(due_s)
-            return
-        self._pinged_s = None
-        due_s = self._heard_s + limits.keepalive_s
-        if now_s < due_s:
-            self.wake_at(due_s)
-            return
-        self._pinged_s = now_s
-        self.push_control(encode_frame(PING, PING_BODY))
-        self.wake_at(now_s + limits.ping_timeout_s)
 
     def wake_at(self, due_s: float) -> None:
         """Bring :attr:`wake_s` nearer."""
@@ -403,6 +366,7 @@ class Connection:
     def greet(self, peer: Hello) -> None:
         """Take the peer's HELLO as valid and go on to calls."""
         self.peer_hello = peer
+        self._liveness.greeted = True
         self.peer_limits = peer.limits
         self.fragment_bytes = min(
             self.limits.fragment_bytes, peer.limits.frame_bytes_max - LENGTH_LEAST
@@ -477,15 +441,7 @@ class Connection:
     def _receive_ping(self, flags: int, priority: int, call_id: int, body: bytes) -> None:
         if len(body) != PING_BYTES:
             raise ProtocolViolation(f"PING has {len(body)} bytes of body; it must have 8")
-        pings, limits = self._pings, self.limits
-        if self.calls:
-            pings.clear()
-        else:
-            pings.append(self.now_s)
-            if len(pings) > limits.pings_max and self.now_s - pings[0] < limits.pings_window_s:
-                raise TooManyPings(
-                    f"more than {limits.pings_max} PINGs in {limits.pings_window_s:g} s and no call"
-                )
+        self._liveness.count_ping(self.now_s, busy=bool(self.calls))
         self.push_control(encode_frame(PONG, body))
 
     def _receive_pong(self, flags: int, priority: int, call_id: int, body: bytes) -> None:
