@@ -18,10 +18,10 @@ async def test_it_rings_at_the_last_deadline() -> None:
 
     alarm = Alarm(ring)
     for _ in range(5):
-        alarm.set(0.02)
+        alarm.set(0.5)
         await asyncio.sleep(0.01)
-    alarm.set(0.05)
-    deadline = loop.time() + 0.04
+    alarm.set(0.5)
+    deadline = loop.time() + 0.49
     async with asyncio.timeout(WAIT_S):
         await done.wait()
     await asyncio.sleep(0.05)
