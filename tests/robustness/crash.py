@@ -88,17 +88,12 @@ class Harness:
         self.report.faults = len(self.faults)
 
     def _forget_checked(self) -> None:
-        """What was purged is not compared any more; its numbers stay known by the highest one."""
+        """What was purged is not compared any more."""
         through = self._seen.purged_through
-        highest: dict[str, int] = {}
-        for name in self._known.acknowledged:
-            publisher, _, number = name.rpartition("/")
-            highest[publisher] = max(int(number), highest.get(publisher, 0))
-        last = {f"{publisher}/{number}" for publisher, number in highest.items()}
         self._known.acknowledged = {
             name: sequence
             for name, sequence in self._known.acknowledged.items()
-            if sequence > through or name in last
+            if sequence > through
         }
         self._known.settled = [item for item in self._known.settled if item[1] > through]
 

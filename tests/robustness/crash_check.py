@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from robustness.crash_load import Known, open_for_load, payload_of, state_of
+from robustness.crash_load import Known, open_for_load, payload_of, split, state_of
 from tidewire.v1 import common_pb2
 from tidewire_server.engine.embedded import EmbeddedEngine, ranges
 
-MESSAGES_KEPT = 20_000
+MESSAGES_KEPT = 8_000
 """Messages after which what was checked is purged, so that long runs stay quick."""
 
 
@@ -85,13 +85,12 @@ def _check_messages(messages: dict[int, str], known: Known, seen: Seen) -> Itera
             yield f"sequence {sequence} was {name} and is {messages.get(sequence)}"
     last: dict[str, int] = {}
     for sequence, name in messages.items():
-        if name not in known.tried:
+        publisher, number = split(name)
+        if not 1 <= number <= known.tried.get(publisher, 0):
             yield f"message {name} at {sequence} was never tried"
-            continue
-        publisher, _, number = name.rpartition("/")
-        if int(number) <= last.get(publisher, 0):
+        if number <= last.get(publisher, 0):
             yield f"message {name} at {sequence} is a copy or out of order"
-        last[publisher] = int(number)
+        last[publisher] = number
 
 
 async def _check_values(engine: EmbeddedEngine, known: Known) -> list[str]:

@@ -34,9 +34,17 @@ OPTIONS: dict[str, Any] = {
 
 @dataclass
 class Known:
-    """What the ledger says. Messages are named ``publisher/number``."""
+    """
+    What the ledger says. Messages are named ``publisher/number``.
 
-    tried: set[str] = field(default_factory=set)
+    Attributes:
+        tried: Highest number each publisher tried; it tried all before.
+        answered: Highest number that was acknowledged.
+        acknowledged: Sequences of acknowledged messages that are still compared.
+    """
+
+    tried: dict[str, int] = field(default_factory=dict)
+    answered: dict[str, int] = field(default_factory=dict)
     acknowledged: dict[str, int] = field(default_factory=dict)
     values_tried: dict[str, set[str]] = field(default_factory=dict)
     values: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -50,10 +58,14 @@ class Known:
         Number a publisher goes on with: after what it tried, or, when it repeats, after what is
         certain.
         """
-        known = self.acknowledged if repeat else self.tried
-        prefix = f"{publisher}/"
-        numbers = (int(name.rpartition("/")[2]) for name in known if name.startswith(prefix))
-        return max(numbers, default=0) + 1
+        known = self.answered if repeat else self.tried
+        return known.get(publisher, 0) + 1
+
+
+def split(name: str) -> tuple[str, int]:
+    """Publisher and number of a message."""
+    publisher, _, number = name.rpartition("/")
+    return publisher, int(number) if number.isdigit() else 0
 
 
 def read_ledger(path: Path, known: Known, offset: int = 0) -> int:
@@ -71,9 +83,10 @@ def read_ledger(path: Path, known: Known, offset: int = 0) -> int:
 def _take(known: Known, line: list[Any]) -> None:
     match line:
         case ["try", names]:
-            known.tried.update(names)
+            _raise(known.tried, names)
         case ["ack", names, first]:
             known.acknowledged.update(zip(names, itertools.count(first), strict=False))
+            _raise(known.answered, names)
             known.acknowledgements += 1
         case ["try value", key, value]:
             known.values_tried.setdefault(key, set()).add(value)
@@ -91,6 +104,11 @@ def _take(known: Known, line: list[Any]) -> None:
             known.acknowledgements += 1
         case _:
             raise ValueError(f"the ledger has a line of no kind: {line}")
+
+
+def _raise(highest: dict[str, int], names: list[str]) -> None:
+    publisher, number = split(names[-1])
+    highest[publisher] = max(number, highest.get(publisher, 0))
 
 
 class Load:
