@@ -159,12 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if harness.faults:
             break
     sys.stdout.write(json.dumps(asdict(harness.report)) + "\n")
-    if harness.faults:
-        shown = "\n".join(harness.faults[:FAULTS_SHOWN])
-        sys.stdout.write(f"{shown}\nthe store and the ledger are in {scratch}\n")
-        return 1
-    shutil.rmtree(scratch)
-    return 0
+    sys.stdout.write("".join(f"{fault}\n" for fault in harness.faults[:FAULTS_SHOWN]))
+    if harness.faults and not chosen.early:
+        sys.stdout.write(f"the store and the ledger are in {scratch}\n")
+    else:
+        shutil.rmtree(scratch)
+    return 1 if harness.faults else 0
 
 
 if __name__ == "__main__":
