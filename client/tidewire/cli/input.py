@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError
-from typing import Final
+from typing import Final, TextIO
 
 import click
 
@@ -37,7 +37,7 @@ async def lines() -> AsyncIterator[list[bytes]]:
     """
     queue: asyncio.Queue[bytes] = asyncio.Queue(CHUNKS_AHEAD_MAX)
     loop = asyncio.get_running_loop()
-    threading.Thread(target=_read, args=(queue, loop), daemon=True).start()
+    threading.Thread(target=_read, args=(sys.stdin, queue, loop), daemon=True).start()
     rest = b""
     while data := await queue.get():
         *whole, rest = (rest + data).split(b"\n")
@@ -49,16 +49,15 @@ async def lines() -> AsyncIterator[list[bytes]]:
         yield [rest]
 
 
-def _read(queue: asyncio.Queue[bytes], loop: asyncio.AbstractEventLoop) -> None:
-    stream = sys.stdin.buffer
+def _read(stdin: TextIO, queue: asyncio.Queue[bytes], loop: asyncio.AbstractEventLoop) -> None:
     try:
-        descriptor = stream.fileno()
+        descriptor = stdin.fileno()
     except (io.UnsupportedOperation, ValueError):
         descriptor = -1
     data = b"x"
     while data:
         # Not through the buffered stream: a daemon that holds its lock stops the interpreter's end.
-        data = os.read(descriptor, READ_BYTES) if descriptor >= 0 else stream.read()
+        data = os.read(descriptor, READ_BYTES) if descriptor >= 0 else stdin.buffer.read()
         handing_over = queue.put(data)
         try:
             asyncio.run_coroutine_threadsafe(handing_over, loop).result()
