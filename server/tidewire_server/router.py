@@ -188,10 +188,12 @@ class Router(grpc.GenericRpcHandler):
     def _deserializer(self, parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
         """Bound and parse; raises typed errors only."""
         overhead_bytes_max = self._overhead_bytes_max
+        # Generated code registers `Message.FromString`: the type says which fields are payload.
+        descriptor = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
 
         def deserialize(data: bytes) -> Any:
             if len(data) > overhead_bytes_max:
-                check_request_size(data, overhead_bytes_max)
+                check_request_size(data, overhead_bytes_max, descriptor)
             try:
                 return parse(data) if parse is not None else data
             except DecodeError:

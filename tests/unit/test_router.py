@@ -122,8 +122,9 @@ async def test_a_stream_fails_after_what_it_has_sent() -> None:
 async def test_an_unknown_method_is_a_typed_error() -> None:
     """The reason is METHOD_NOT_FOUND, not the text of some library."""
     async with Serving(Router()) as channel:
+        call: Any = channel.unary_unary("/tidewire.v1.StateService/Nothing")
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await channel.unary_unary("/tidewire.v1.StateService/Nothing")(b"", timeout=5)
+            await call(b"", timeout=5)
 
     assert errors.MethodNotFound is type(error_of(raised.value))
 
@@ -133,23 +134,38 @@ async def test_malformed_protobuf_is_a_typed_error(method: str) -> None:
     """Bytes that are no message are refused before any handler sees them."""
     async with Serving(Router()) as channel:
         path = f"/tidewire.v1.StateService/{method}"
+        unary: Any = channel.unary_unary(path)
+        stream: Any = channel.unary_stream(path)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             if method == "Get":
-                await channel.unary_unary(path)(b"\xff\xff\xff", timeout=5)
+                await unary(b"\xff\xff\xff", timeout=5)
             else:
-                await channel.unary_stream(path)(b"\xff\xff\xff", timeout=5).read()
+                await stream(b"\xff\xff\xff", timeout=5).read()
 
     assert errors.MalformedRequest is type(error_of(raised.value))
 
 
 async def test_a_request_that_would_grow_30_times_is_refused_unparsed() -> None:
-    """A legal message of half a million empty submessages is stopped by its size outside payloads."""
+    """A legal message of half a million empty submessages is stopped by its size."""
     bomb = state_pb2.TransactRequest(
         then=[state_pb2.StateOperation() for _ in range(500_000)]
     ).SerializeToString()
     async with Serving(Router()) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            call = channel.unary_unary("/tidewire.v1.StateService/Get")
+            call: Any = channel.unary_unary("/tidewire.v1.StateService/Get")
+            await call(bomb, timeout=5)
+
+    assert errors.MessageTooLarge is type(error_of(raised.value))
+
+
+async def test_a_bomb_inside_of_a_field_is_found() -> None:
+    """The control of the control: what is nested counts too, so it is no place to hide."""
+    operation = state_pb2.StateOperation(put=state_pb2.PutRequest(key="a"))
+    operation.put.value.header.extend(common_pb2.Header() for _ in range(200_000))
+    bomb = state_pb2.TransactRequest(then=[operation]).SerializeToString()
+    async with Serving(Router()) as channel:
+        call: Any = channel.unary_unary("/tidewire.v1.StateService/Transact")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call(bomb, timeout=5)
 
     assert errors.MessageTooLarge is type(error_of(raised.value))

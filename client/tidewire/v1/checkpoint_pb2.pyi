@@ -294,7 +294,7 @@ class ChunkList(_message.Message):
     CHUNKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkRef]:
-        """Chunks, in order; at most 65,536."""
+        """Chunks, in order; at most 3,000."""
 
     def __init__(
         self,

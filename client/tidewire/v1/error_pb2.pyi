@@ -168,6 +168,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The connection could not be made, or was lost."""
     REASON_PEER_VANISHED: _Reason.ValueType  # 153
     """The peer did not answer pings."""
+    REASON_TLS_FAILED: _Reason.ValueType  # 172
+    """TLS failed: certificate missing, expired, of another authority or for another name; or the peer does not speak it."""
     REASON_UNAUTHENTICATED: _Reason.ValueType  # 170
     """UNAUTHENTICATED and PERMISSION_DENIED.
 
@@ -175,8 +177,6 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_PERMISSION_DENIED: _Reason.ValueType  # 171
     """Not allowed."""
-    REASON_TLS_FAILED: _Reason.ValueType  # 172
-    """TLS failed: certificate missing, expired, of another authority or for another name; or the peer does not speak it."""
     REASON_DEADLINE_EXPIRED: _Reason.ValueType  # 190
     """DEADLINE_EXCEEDED and CANCELLED.
 
@@ -351,6 +351,8 @@ REASON_CONNECTION_LOST: Reason.ValueType  # 152
 """The connection could not be made, or was lost."""
 REASON_PEER_VANISHED: Reason.ValueType  # 153
 """The peer did not answer pings."""
+REASON_TLS_FAILED: Reason.ValueType  # 172
+"""TLS failed: certificate missing, expired, of another authority or for another name; or the peer does not speak it."""
 REASON_UNAUTHENTICATED: Reason.ValueType  # 170
 """UNAUTHENTICATED and PERMISSION_DENIED.
 
@@ -358,8 +360,6 @@ No valid credentials.
 """
 REASON_PERMISSION_DENIED: Reason.ValueType  # 171
 """Not allowed."""
-REASON_TLS_FAILED: Reason.ValueType  # 172
-"""TLS failed: certificate missing, expired, of another authority or for another name; or the peer does not speak it."""
 REASON_DEADLINE_EXPIRED: Reason.ValueType  # 190
 """DEADLINE_EXCEEDED and CANCELLED.
 

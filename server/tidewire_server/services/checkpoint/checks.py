@@ -20,7 +20,7 @@ from tidewire_server.services.state.checks import (
 
 DIGEST_BYTES: Final = 32
 DIGESTS_MAX: Final = 10_000
-CHUNKS_MAX: Final = 65_536
+CHUNKS_MAX: Final = 3_000
 POSITIONS_MAX: Final = 1000
 OUTPUTS_MAX: Final = 128
 KEEP_MAX: Final = 1000
