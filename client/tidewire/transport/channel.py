@@ -268,6 +268,10 @@ class RawChannel(grpc.aio.Channel):
             if protocol is not None:
                 protocol.transport.abort()
             raise
+        except Exception as error:
+            # A host name no codec takes, a transport of somebody else: no call may hang for it.
+            _LOGGER.exception("connecting to %s failed in a way nobody expected", self.url)
+            return ConnectionLost(f"cannot connect to {self.url}: {error}")
         link = protocol.connection
         if link.closed or link.draining:
             return ConnectionLost(f"{self.url} ended the connection at once")

@@ -161,6 +161,16 @@ def unused_port() -> int:
         return port
 
 
+async def test_host_that_is_no_name(caplog: pytest.LogCaptureFixture) -> None:
+    """A host name that cannot be encoded ends calls; they do not wait for ever."""
+    async with channel(f"tcp://{'x' * 70}.example:1") as connected:
+        stub = echo_pb2_grpc.EchoServiceStub(connected)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Say(Say(), timeout=LIMIT_S)
+
+    assert grpc.StatusCode.UNAVAILABLE == caught.value.code()
+
+
 async def test_calls_before_the_connection_may_be_cancelled(unused_port: int) -> None:
     """A call that waits for a connection can be cancelled, and closing ends it."""
     async with channel(f"tcp://127.0.0.1:{unused_port}") as connected:
