@@ -76,7 +76,10 @@ CommandHandler = Callable[[Command], Any]
 
 class Attendance(ReopeningStream[control_pb2.AttendRequest, control_pb2.AttendResponse]):
     """
-    Takes commands until it is closed. Attributes:
+    Takes commands until it is closed.
+
+    Attributes:
+        node_id: Node id it attends under.
         done: Commands done, failures included.
     """
 

@@ -182,7 +182,17 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
                 await self.flush()
             except TidewireError as error:
                 log.warning("closing %s: %s", self.what, error)
+            # End the requests and let the server finish: to cancel would drop what is on its way,
+            # which for a publisher without acknowledgements nobody would notice.
+            self._closing = self._draining = True
+            self._wake.set()
+            await asyncio.wait([self._task], timeout=self._session.options.timeout_s)
         await super().close()
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call waits when nothing moves."""
+        return self._session.options.timeout_s
 
     @property
     def pending_bytes(self) -> int:

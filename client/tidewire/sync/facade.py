@@ -24,6 +24,7 @@ from tidewire.client.state import State
 from tidewire.client.subscription import Subscription
 from tidewire.client.transaction import Operations
 from tidewire.sync.loop import LoopThread, shared_loop
+from tidewire.sync.publishing import BlockingPublisher
 
 _WRAPPED: Final = (
     Attendance,
@@ -38,7 +39,6 @@ _WRAPPED: Final = (
     MessageBatch,
     Operations,
     Operator,
-    Publisher,
     PullStream,
     Queries,
     Responder,
@@ -150,6 +150,8 @@ async def _invoke(method: Callable[..., Any], arguments: list[Any], options: dic
 
 
 def _wrap(value: Any, loop: LoopThread) -> Any:
+    if isinstance(value, Publisher):
+        return BlockingPublisher(value, loop)
     if isinstance(value, _WRAPPED):
         return Blocking(value, loop)
     if isinstance(value, AsyncIterator):

@@ -59,13 +59,15 @@ async def test_reading_goes_on_behind_the_last_message(cut_after: int, driven: b
     events = ScriptedEvents(subscribe=[serve])
     got: list[bytes] = []
     handler = (lambda message: got.append(message.payload)) if driven else None
-    async with client_of(events_of(events)) as client:
-        async with client.events.read("s", handler=handler) as subscription:
-            if driven:
-                await eventually(lambda: len(got) == TOTAL)
-            else:
-                got.extend([(await subscription.next(timeout_s=20)).payload for _ in range(TOTAL)])
-            breaks = subscription.reopened
+    async with (
+        client_of(events_of(events)) as client,
+        client.events.read("s", handler=handler) as subscription,
+    ):
+        if driven:
+            await eventually(lambda: len(got) == TOTAL)
+        else:
+            got.extend([(await subscription.next(timeout_s=20)).payload for _ in range(TOTAL)])
+        breaks = subscription.reopened
 
     assert [str(sequence).encode() for sequence in range(1, TOTAL + 1)] == got
     assert breaks >= 2
@@ -102,9 +104,11 @@ async def test_bookmarks_move_the_position() -> None:
         await idle(conversation)
 
     events = ScriptedEvents(subscribe=[serve])
-    async with client_of(events_of(events)) as client:
-        async with client.events.read("s", start=5, subjects="a.rare"):
-            await eventually(lambda: len(starts) == 2)
+    async with (
+        client_of(events_of(events)) as client,
+        client.events.read("s", start=5, subjects="a.rare"),
+    ):
+        await eventually(lambda: len(starts) == 2)
 
     assert [5, 100] == starts
 
@@ -151,13 +155,15 @@ async def test_what_waits_in_the_client_is_bounded_by_credit() -> None:
             grants.append(request.credit.messages_until)
 
     events = ScriptedEvents(subscribe=[serve])
-    async with client_of(events_of(events)) as client:
-        async with client.events.subscribe("a", window_messages=20) as subscription:
+    async with (
+        client_of(events_of(events)) as client,
+        client.events.subscribe("a", window_messages=20) as subscription,
+    ):
+        await subscription.next(timeout_s=20)
+        waiting = [subscription.waiting]
+        for _ in range(300):
             await subscription.next(timeout_s=20)
-            waiting = [subscription.waiting]
-            for _ in range(300):
-                await subscription.next(timeout_s=20)
-                waiting.append(subscription.waiting)
+            waiting.append(subscription.waiting)
 
     assert max(waiting) <= 4
     assert 20 == grants[0]
@@ -175,14 +181,16 @@ async def test_acks_of_a_turn_travel_as_one_range() -> None:
         await read_on(conversation)
 
     events = ScriptedEvents(subscribe=[serve])
-    async with client_of(events_of(events)) as client:
-        async with client.events.consume("s", "c") as subscription:
-            taken = 0
-            async for message in subscription:
-                await message.ack()
-                taken += 1
-                if taken == 50:
-                    break
+    async with (
+        client_of(events_of(events)) as client,
+        client.events.consume("s", "c") as subscription,
+    ):
+        taken = 0
+        async for message in subscription:
+            await message.ack()
+            taken += 1
+            if taken == 50:
+                break
 
     (ack,) = (request.ack for request in sent(events.subscribing.calls[0], "ack"))
     assert [(1, 50, event_pb2.SETTLEMENT_DONE, 1)] == [
@@ -207,16 +215,18 @@ async def test_settlements_say_what_they_mean() -> None:
             await conversation.write(ack_result=result)
 
     events = ScriptedEvents(subscribe=[serve])
-    async with client_of(events_of(events)) as client:
-        async with client.events.consume("s", "c") as subscription:
-            messages = [await subscription.next(timeout_s=20) for _ in range(4)]
-            await messages[0].retry(1.5, reason="later")
-            await messages[1].extend()
-            await messages[2].terminate("never")
-            with pytest.raises(StaleAck):
-                await messages[3].ack(confirm=True)
+    async with (
+        client_of(events_of(events)) as client,
+        client.events.consume("s", "c") as subscription,
+    ):
+        messages = [await subscription.next(timeout_s=20) for _ in range(4)]
+        await messages[0].retry(1.5, reason="later")
+        await messages[1].extend()
+        await messages[2].terminate("never")
+        with pytest.raises(StaleAck):
+            await messages[3].ack(confirm=True)
 
-            assert 1 == subscription.acks_failed
+        assert 1 == subscription.acks_failed
     (ack,) = (request.ack for request in sent(events.subscribing.calls[0], "ack"))
     retry, extend, terminate, done = ack.items
     assert (1, 1_500_000_000, "later") == (
@@ -251,21 +261,23 @@ async def test_handlers_acknowledge_by_returning(waits: bool) -> None:
 
     events = ScriptedEvents(subscribe=[serve])
     handler = handle_waiting if waits else handle
-    async with client_of(events_of(events), timeout_s=2.0) as client:
-        async with client.events.consume("s", "c", handler=handler) as subscription:
-            items: list[event_pb2.AckItem] = []
+    async with (
+        client_of(events_of(events), timeout_s=2.0) as client,
+        client.events.consume("s", "c", handler=handler) as subscription,
+    ):
+        items: list[event_pb2.AckItem] = []
 
-            def acked() -> int:
-                items[:] = [
-                    item
-                    for request in sent(events.subscribing.calls[0], "ack")
-                    for item in request.ack.items
-                ]
-                return sum(item.range.last - item.range.first + 1 for item in items)
+        def acked() -> int:
+            items[:] = [
+                item
+                for request in sent(events.subscribing.calls[0], "ack")
+                for item in request.ack.items
+            ]
+            return sum(item.range.last - item.range.first + 1 for item in items)
 
-            await eventually(lambda: acked() == 10)
+        await eventually(lambda: acked() == 10)
 
-            assert 3 == subscription.handler_failures
+        assert 3 == subscription.handler_failures
     done = [i for i in items if i.settlement == event_pb2.SETTLEMENT_DONE]
     again = [i for i in items if i.settlement == event_pb2.SETTLEMENT_RETRY]
     assert list(range(1, 11)) == seen
@@ -289,13 +301,15 @@ async def test_messages_of_a_broken_call_are_left_to_the_next() -> None:
         await read_on(conversation)
 
     events = ScriptedEvents(subscribe=[serve])
-    async with client_of(events_of(events)) as client:
-        async with client.events.consume("s", "c") as subscription:
-            await eventually(lambda: subscription.reopened == 1 and subscription.waiting == 1)
-            got = [await subscription.next(timeout_s=20) for _ in range(3)]
+    async with (
+        client_of(events_of(events)) as client,
+        client.events.consume("s", "c") as subscription,
+    ):
+        await eventually(lambda: subscription.reopened == 1 and subscription.waiting == 1)
+        got = [await subscription.next(timeout_s=20) for _ in range(3)]
 
-            with pytest.raises(DeadlineExceeded):
-                await subscription.next(timeout_s=0.05)
+        with pytest.raises(DeadlineExceeded):
+            await subscription.next(timeout_s=0.05)
     assert [(1, 2), (2, 2), (3, 2)] == [(message.sequence, message.attempt) for message in got]
 
 
@@ -311,12 +325,14 @@ async def test_what_cannot_be_read_is_skipped_and_given_up() -> None:
         await read_on(conversation)
 
     events = ScriptedEvents(subscribe=[serve])
-    async with client_of(events_of(events), timeout_s=2.0) as client:
-        async with client.events.consume("s", "c") as subscription:
-            message = await subscription.next(timeout_s=20)
-            await eventually(lambda: bool(sent(events.subscribing.calls[0], "ack")))
+    async with (
+        client_of(events_of(events), timeout_s=2.0) as client,
+        client.events.consume("s", "c") as subscription,
+    ):
+        message = await subscription.next(timeout_s=20)
+        await eventually(lambda: bool(sent(events.subscribing.calls[0], "ack")))
 
-            assert (3, 1) == (message.sequence, subscription.corrupt)
+        assert (3, 1) == (message.sequence, subscription.corrupt)
     (ack,) = (request.ack for request in sent(events.subscribing.calls[0], "ack"))
     assert [1, 2] == [item.range.first for item in ack.items]
     assert {event_pb2.SETTLEMENT_TERMINATE} == {item.settlement for item in ack.items}
@@ -335,12 +351,14 @@ async def test_refusals_end_a_subscription() -> None:
     async with client_of(events_of(ScriptedEvents(subscribe=[refuse]))) as client:
         with pytest.raises(StreamNotFound):
             await client.events.consume("s", "c")
-    async with client_of(events_of(ScriptedEvents(subscribe=[once, refuse]))) as client:
-        async with client.events.consume("s", "c") as subscription:
-            with pytest.raises(StreamNotFound):
-                await subscription.next(timeout_s=20)
-            with pytest.raises(StreamNotFound):
-                await subscription.join()
+    async with (
+        client_of(events_of(ScriptedEvents(subscribe=[once, refuse]))) as client,
+        client.events.consume("s", "c") as subscription,
+    ):
+        with pytest.raises(StreamNotFound):
+            await subscription.next(timeout_s=20)
+        with pytest.raises(StreamNotFound):
+            await subscription.join()
 
 
 async def test_closing_ends_the_iteration() -> None:
