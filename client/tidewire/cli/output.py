@@ -106,12 +106,12 @@ def to_plain(thing: Any) -> Any:
         return thing.isoformat()
     if isinstance(thing, Mapping):
         return {str(key): to_plain(value) for key, value in thing.items()}
-    if is_dataclass(thing) and not isinstance(thing, type):
-        return {field.name: to_plain(getattr(thing, field.name)) for field in fields(thing)}
     if hasattr(thing, "DESCRIPTOR"):
         from google.protobuf.json_format import MessageToDict
 
         return MessageToDict(thing, preserving_proto_field_name=True)
+    if is_dataclass(thing):
+        return {field.name: to_plain(getattr(thing, field.name)) for field in fields(thing)}
     if isinstance(thing, Iterable):
         return [to_plain(item) for item in thing]
     return str(thing)

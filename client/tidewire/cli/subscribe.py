@@ -47,11 +47,11 @@ def sub(settings: Settings, /, subjects: tuple[str, ...], **options: Any) -> Non
     _check(subjects, options)
 
     async def work(client: "tidewire.Client") -> None:
-        stream = options["stream"]
+        stream: str | None = options["stream"]
         if stream is None and (options["start"] is not None or options["end"]):
             stream = await _stream_of(client, subjects)
         printer = _Printer(settings, options["count"], options["with_subject"])
-        if options["end"]:
+        if options["end"] and stream is not None:
             await _read_to_end(client, stream, subjects, options, printer)
         else:
             await _follow(settings, client, stream, subjects, options, printer)

@@ -7,7 +7,7 @@ does not read would keep everybody from hearing that the server is going.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Final
+from typing import Any, Final
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -18,14 +18,14 @@ SERVER: Final = ""
 """Name under which the health of the whole server is asked for."""
 WATCHERS_MAX: Final = 4_096
 
-Status = int  # health_pb2.HealthCheckResponse.ServingStatus, which is untyped
+Status = Any  # health_pb2.HealthCheckResponse.ServingStatus, which is untyped
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped package
     """Answers probes, and tells watchers of changes."""
 
     def __init__(self, services: Iterable[str]) -> None:
-        serving = health_pb2.HealthCheckResponse.SERVING
+        serving: Status = health_pb2.HealthCheckResponse.SERVING
         self._statuses: dict[str, Status] = dict.fromkeys((SERVER, *services), serving)
         self._changed = asyncio.Event()
         self._watchers = 0

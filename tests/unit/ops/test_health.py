@@ -33,7 +33,7 @@ async def test_the_server_and_each_service_can_be_asked_for() -> None:
     """Serving until it is said otherwise, each on its own; an unknown service is NOT_FOUND."""
     service = HealthService([STATE])
     async with serving(None, [registration(service)]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         service.set_serving(STATE, serving=False)
 
         assert Response.SERVING == (await stub.Check(ask(""))).status
@@ -47,7 +47,7 @@ async def test_watchers_hear_of_changes() -> None:
     """First how it is, then each change; an unknown service is said to be so and may appear."""
     service = HealthService([STATE])
     async with serving(None, [registration(service)]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         known, unknown = (
             stub.Watch(ask(STATE), timeout=LIMIT_S),
             stub.Watch(ask("x"), timeout=LIMIT_S),
@@ -85,7 +85,7 @@ async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "WATCHERS_MAX", 1)
     service = HealthService([])
     async with serving(None, [registration(service)]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         first = stub.Watch(ask(""), timeout=LIMIT_S)
         await first.read()
 

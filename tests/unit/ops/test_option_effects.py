@@ -30,6 +30,11 @@ def connect(it: Running, wire: str = "tcp") -> Any:
     return tidewire.connect(it.url(wire), tls=it.tls(wire), timeout_s=LIMIT_S)
 
 
+def stub_of(kind: Callable[[Any], Any], client: Any) -> Any:
+    """A stub without its types: type checkers disagree about asynchronous ones."""
+    return kind(client.channel)
+
+
 # --- where it is and who it is --------------------------------------------------------------------
 
 
@@ -101,7 +106,7 @@ async def _publish_three(client: Any) -> None:
 async def _long_transaction(client: Any) -> None:
     compare = [state_pb2.Compare(key=f"k{n}" * 20, exists=False) for n in range(100)]
     request = state_pb2.TransactRequest(compare=compare)
-    await StateServiceStub(client.channel).Transact(request, timeout=LIMIT_S)
+    await stub_of(StateServiceStub, client).Transact(request, timeout=LIMIT_S)
 
 
 async def _two_operations(client: Any) -> None:
@@ -116,18 +121,20 @@ async def _large_consumer(client: Any) -> None:
 async def _put_chunk(client: Any) -> None:
     data = b"x" * 100
     request = checkpoint_pb2.PutChunkRequest(data=data, digest=hashlib.sha256(data).digest())
-    await CheckpointServiceStub(client.channel).PutChunk(request, timeout=LIMIT_S)
+    await stub_of(CheckpointServiceStub, client).PutChunk(request, timeout=LIMIT_S)
 
 
 async def _wait_long(client: Any) -> None:
     request = state_pb2.ChangesRequest(wait=Duration(nanos=300_000_000))
-    await StateServiceStub(client.channel).Changes(request, timeout=LIMIT_S)
+    await stub_of(StateServiceStub, client).Changes(request, timeout=LIMIT_S)
 
 
 async def _one_page(client: Any) -> None:
     for n in range(5):
         await client.state.put(f"k{n}", b"x" * 500)
-    answer = await StateServiceStub(client.channel).Range(state_pb2.RangeRequest(), timeout=LIMIT_S)
+    answer = await stub_of(StateServiceStub, client).Range(
+        state_pb2.RangeRequest(), timeout=LIMIT_S
+    )
     if answer.next_page_token:
         raise errors.OutOfRange("several pages")
 
@@ -174,7 +181,7 @@ async def test_publishers_are_told_their_credit(tmp_path: Path) -> None:
     """The first credit of a publishing stream is what may be pending."""
     limits = {"publish_pending_bytes_max": 12_345, "publish_pending_messages_max": 678}
     async with running(tmp_path, ("tcp",), limits=limits) as it, connect(it) as client:
-        call: Any = EventServiceStub(client.channel).PublishStream(timeout=LIMIT_S)
+        call: Any = stub_of(EventServiceStub, client).PublishStream(timeout=LIMIT_S)
         await call.write(event_pb2.PublishStreamRequest(open=event_pb2.PublishOpen()))
         credit = (await call.read()).opened.credit
         call.cancel()
@@ -184,7 +191,7 @@ async def test_publishers_are_told_their_credit(tmp_path: Path) -> None:
 
 async def _stuck_subscriber(client: Any) -> Any:
     """A live subscription that takes nothing."""
-    call: Any = EventServiceStub(client.channel).Subscribe(timeout=LIMIT_S)
+    call: Any = stub_of(EventServiceStub, client).Subscribe(timeout=LIMIT_S)
     opening = event_pb2.SubscribeOpen(
         live=event_pb2.LiveSource(subjects=["a"]),
         codecs=common_pb2.Codec.values()[1:],
@@ -276,7 +283,7 @@ async def test_load_balancers_get_time_to_notice(tmp_path: Path) -> None:
     ):
         stopping = asyncio.create_task(it.server.stop())
         await asyncio.sleep(0)
-        health = health_pb2_grpc.HealthStub(client.channel)
+        health: Any = health_pb2_grpc.HealthStub(client.channel)
         answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
         await client.state.put("a", b"1")
         await stopping
