@@ -38,8 +38,8 @@ async def check(store: Path, known: Known, seen: Seen) -> list[str]:
         ]
         if engine.epoch <= seen.epoch:
             faults.append(f"the epoch went from {seen.epoch} to {engine.epoch}")
-        if engine.damaged:
-            faults.append(f"damaged without damage: {engine.damaged_rows}")
+        if engine.damaged or engine.groups_lost:
+            faults.append(f"damaged: {engine.damaged_rows}, groups lost: {engine.groups_lost}")
         seen.epoch = engine.epoch
         seen.messages = messages
         if len(messages) > MESSAGES_KEPT:

@@ -108,6 +108,7 @@ async def lost(directory: Path, ledger: Ledger) -> int:
     Open what is left; check that it is whole; return how many acknowledged messages are not in it.
     """
     async with engine_at(directory) as engine:
+        assert 0 == engine.groups_lost
         found = await messages_of(engine, "orders")
         assert list(range(1, len(found) + 1)) == list(found)
         assert set(found.values()) <= set(ledger.tried)

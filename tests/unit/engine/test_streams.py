@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,18 @@ async def test_reading_from_within_a_batch(engine: EmbeddedEngine) -> None:
     assert 5 == await engine.count_pending("orders", 1)
     end = await engine.read_stream("orders", 7, messages_max=1, bytes_max=1)
     assert ((), 7) == (tuple(end.batches), end.next_sequence)
+
+
+async def test_large_purges_are_done_in_pieces(tmp_path: Path) -> None:
+    """More batches than one piece are purged in one call, up to the end of a batch."""
+    async with engine_at(tmp_path, replace(SMALL, sweep_rows_max=4)) as engine:
+        await engine.create_stream(stream_config())
+        await asyncio.gather(*(publish(engine, "orders.a", b"1", b"2") for _ in range(20)))
+
+        assert 30 == await engine.purge_stream("orders", 31)
+        assert list(range(31, 41)) == list(await messages_of(engine, "orders"))
+        assert 10 == await engine.purge_stream("orders", 0)
+        assert 0 == await engine.purge_stream("orders", 0)
 
 
 async def test_finding_a_time(engine: EmbeddedEngine) -> None:

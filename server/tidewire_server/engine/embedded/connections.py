@@ -79,6 +79,7 @@ def make_database(directory: Path) -> None:
         connection.pragma("journal_mode", "wal")
     finally:
         connection.close()
+    part.chmod(0o600)  # The log and its index are made with the same mode.
     part.rename(path)
     flush_directory(directory)
 

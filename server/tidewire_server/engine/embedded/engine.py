@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from tidewire_server.engine.embedded.writer import Job, Outcome, Writer
 
 Result = TypeVar("Result")
 Durability = common_pb2.Durability
+
+_LOG = logging.getLogger(__name__)
 
 FSYNC = common_pb2.DURABILITY_FSYNC
 _TRANSACTION_BYTES = 256
@@ -66,6 +69,7 @@ class EmbeddedEngine(StreamEngine):
         readers: Reader threads.
         damaged: Tables that were found damaged at the start; absence in them is not believed.
         damaged_rows: Rows that were, for the log.
+        groups_lost: Groups that a damaged write-ahead log has lost; 0 unless bytes of it changed.
     """
 
     name = "embedded"
@@ -80,6 +84,8 @@ class EmbeddedEngine(StreamEngine):
         self.options = store.session.options
         self.damaged = frozenset(store.damage.tables)
         self.damaged_rows = tuple(store.damage.rows)
+        self.groups_lost = store.damage.groups_lost
+        self._report_damage()
         self._store = store
         self._loop = loop
         self._views = store.views
@@ -94,6 +100,12 @@ class EmbeddedEngine(StreamEngine):
         self.writer.start()
         self.readers.start()
         self._sweeper = loop.create_task(self._sweep(), name="tidewire-engine-sweep")
+
+    def _report_damage(self) -> None:
+        if self.damaged:
+            _LOG.error("damaged tables %s, rows %s", sorted(self.damaged), self.damaged_rows)
+        if self.groups_lost:
+            _LOG.error("a damaged log has lost %d acknowledged groups", self.groups_lost)
 
     # Life.
 

@@ -17,6 +17,7 @@ from tidewire_server.engine.embedded.connections import (
     open_writer,
 )
 from tidewire_server.engine.embedded.files import Ballast, StoreLock, inspect_database
+from tidewire_server.engine.embedded.log_damage import groups_lost
 from tidewire_server.engine.embedded.options import EngineOptions, database_path
 from tidewire_server.engine.embedded.session import Session
 from tidewire_server.engine.embedded.verification import Damage, has_all_tables, look_through
@@ -106,6 +107,7 @@ def _probe(directory: Path, options: EngineOptions) -> Damage:
     try:
         whole = has_all_tables(connection)
         damage = look_through(connection) if whole else Damage({"meta"})
+        damage.groups_lost = groups_lost(*beside)
     finally:
         connection.close()
         for file in made:

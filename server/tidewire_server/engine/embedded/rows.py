@@ -20,18 +20,18 @@ _LENGTH = struct.Struct("<cI")
 
 def seal(*columns: Column) -> int:
     """Checksum of a row's columns."""
-    value = 0
+    parts: list[bytes] = []
     for column in columns:
         if column is None:
-            value = crc32c(b"n", value)
+            parts.append(b"n")
         elif isinstance(column, int):
-            value = crc32c(_NUMBER.pack(b"i", column), value)
-        elif isinstance(column, str):
-            data = column.encode()
-            value = crc32c(data, crc32c(_LENGTH.pack(b"s", len(data)), value))
+            parts.append(_NUMBER.pack(b"i", column))
         else:
-            value = crc32c(column, crc32c(_LENGTH.pack(b"b", len(column)), value))
-    return value
+            text = isinstance(column, str)
+            data = column.encode() if isinstance(column, str) else column
+            parts.append(_LENGTH.pack(b"s" if text else b"b", len(data)))
+            parts.append(data)
+    return int(crc32c(b"".join(parts)))
 
 
 def fits(crc: object, *columns: object) -> bool:

@@ -108,10 +108,20 @@ class StreamEngine:
         return removed
 
     async def purge_stream(self, name: str, through: int) -> int:
-        """Delete whole batches up to a sequence (0: all); return how many messages went."""
-        removed = await self._write(
+        """
+        Delete whole batches up to a sequence (0: all); return how many messages went.
+
+        It is done in pieces, so that publishing does not wait long; cancelling leaves some.
+        """
+        removed, rest = await self._write(
             lambda session: streams.purge(session, name, through), frees=True
         )
+        while rest:
+            piece, rest = await self._write(
+                lambda session, rest=rest: streams.purge(session, name, rest),  # type: ignore[misc]
+                frees=True,
+            )
+            removed += piece
         view = self._views.get(name)
         if view is not None:
             quarantine.drop_through(self._quarantined, view.number, view.first_sequence - 1)

@@ -84,16 +84,21 @@ def delete(session: Session, name: str) -> int:
     return stream.messages
 
 
-def purge(session: Session, name: str, through: int) -> int:
+def purge(session: Session, name: str, through: int) -> tuple[int, int]:
     """
-    Delete messages up to a sequence (0: all), also within a batch's sequences only as whole
-    batches.
+    Delete whole batches up to a sequence (0: all), a bounded number of them.
+
+    Returns:
+        Messages deleted, and the sequence to purge on to; 0 when it is done.
     """
     stream = find_stream(session, name)
-    before = stream.messages
-    remove_through(session, stream, through or stream.last_sequence)
+    through = min(through or stream.last_sequence, stream.last_sequence)
+    first = stream.first_sequence
+    remove_through(session, stream, through, session.options.sweep_rows_max)
     session.effects.streams_changed.append(name)
-    return before - stream.messages
+    removed = stream.first_sequence - first
+    more = removed > 0 and stream.first_sequence <= through
+    return removed, through if more else 0
 
 
 def _changed(session: Session, stream: Stream) -> None:

@@ -37,10 +37,11 @@ def _trim(session: Session, stream: Stream) -> None:
     messages_max, bytes_max = stream.config.messages_max, stream.config.bytes_max
     messages, size = stream.messages, stream.bytes
     through = 0
-    for row in _oldest(session, stream):
+    for count, row in enumerate(_oldest(session, stream)):
         over = (messages_max and messages > messages_max) or (bytes_max and size > bytes_max)
         last = row[1]
-        if not over or last >= stream.last_sequence:
+        # A limit that was lowered by much is reached in pieces, one with each commit.
+        if not over or last >= stream.last_sequence or count == session.options.sweep_rows_max:
             break
         messages = stream.last_sequence - last
         size -= row[4]
@@ -72,14 +73,16 @@ def _trim_by_age(session: Session, stream: Stream, rows_max: int) -> None:
         remove_through(session, stream, through)
 
 
-def remove_through(session: Session, stream: Stream, through: int) -> None:
-    """Remove whole batches that end at or before a sequence."""
+def remove_through(
+    session: Session, stream: Stream, through: int, rows_max: int | None = None
+) -> None:
+    """Remove whole batches that end at or before a sequence, at most so many."""
     through = min(through, stream.last_sequence)
     low, high = bounds(stream.number)
     size = removed_through = 0
-    for row in _oldest(session, stream):
+    for count, row in enumerate(_oldest(session, stream)):
         last = row[1]
-        if last > through:
+        if last > through or count == rows_max:
             break
         size += row[4]
         removed_through = last
@@ -129,7 +132,7 @@ def _keep_ids(session: Session, stream: Stream, identifier: int) -> None:
         "WHERE id=?",
         identifier,
     )
-    if row[2] < session.now_ns - stream.dedup_window_ns or not rows.fits(row[-1], *row[:-1]):
+    if not rows.fits(row[-1], *row[:-1]) or row[2] < session.now_ns - stream.dedup_window_ns:
         return
     ids = ids_of(common_pb2.Batch.FromString(row[6]), identifier & schema.SEQUENCE_MAX)
     columns = (stream.number, row[2], json.dumps(ids, separators=(",", ":")))

@@ -16,10 +16,18 @@ from tidewire_server.engine.embedded.connections import Connection
 
 @dataclass(slots=True)
 class Damage:
-    """What was found: tables, and rows by their first columns, for the log."""
+    """
+    What was found.
+
+    Attributes:
+        tables: Tables in which something is wrong.
+        rows: Rows, by table and first column.
+        groups_lost: Groups that a damaged write-ahead log has lost.
+    """
 
     tables: set[str] = field(default_factory=set)
     rows: list[str] = field(default_factory=list)
+    groups_lost: int = 0
 
 
 NAMED_MAX = 100

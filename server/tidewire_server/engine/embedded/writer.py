@@ -12,6 +12,7 @@ the engine has failed, and only ending helps.
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -27,6 +28,8 @@ from tidewire_server.engine.embedded.files import Ballast
 from tidewire_server.engine.embedded.session import Effects, Session
 from tidewire_server.engine.embedded.trimming import trim
 from tidewire_server.engine.embedded.views import StreamView, views_of
+
+_LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Durability = common_pb2.Durability
@@ -269,10 +272,19 @@ class Writer:
         except Exception as exc:  # noqa: BLE001 (each kind is judged by translate and is_fatal)
             self._take_back(exc)
             return exc
-        self.counters.groups += 1
-        self.counters.transactions += len(jobs)
-        self.counters.group_transactions_last = len(jobs)
+        self._count(jobs)
         return None
+
+    def _count(self, jobs: Sequence[Job[Any]]) -> None:
+        counters = self.counters
+        counters.groups += 1
+        counters.transactions += len(jobs)
+        counters.bytes += sum(job.size for job in jobs)
+        counters.group_transactions_last = len(jobs)
+        for job in jobs:
+            if job.effects is not None:
+                for batch in job.effects.appended:
+                    counters.messages += batch.last_sequence - batch.first_sequence + 1
 
     def _begin(self, jobs: Sequence[Job[Any]]) -> None:
         session = self._session
@@ -329,6 +341,7 @@ class Writer:
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error
+        _LOG.critical("the disk failed, nothing is written any more", exc_info=error)
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to tell.
             self._loop.call_soon_threadsafe(self._failed, error)
 
@@ -383,6 +396,7 @@ def translate(error: BaseException) -> errors.TidewireError:
         )
     if isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.ReadOnlyError):
         return errors.Unavailable("the store cannot be read or written: the disk reports an error")
+    _LOG.error("a mistake of the engine", exc_info=error)
     if isinstance(error, apsw.Error):
         return errors.Internal("the store refused an operation it should know")
     return errors.Internal(f"a mistake of the engine: {type(error).__name__}")
