@@ -160,9 +160,17 @@ class Attendance(ReopeningStream[control_pb2.AttendRequest, control_pb2.AttendRe
         if inspect.isawaitable(result):
             task = asyncio.create_task(self._wait(command, result))
             self._running[command.command_id] = task
-            task.add_done_callback(lambda _: self._running.pop(command.command_id, None))
+            task.add_done_callback(lambda _: self._forget(command.command_id))
         else:
             self._succeed(command, result)
+
+    def _forget(self, command_id: str) -> None:
+        self._running.pop(command_id, None)
+        if self._draining:
+            self._wake.set()
+
+    def _may_leave(self) -> bool:
+        return not self._running
 
     async def _wait(self, command: Command, work: Awaitable[Result]) -> None:
         try:

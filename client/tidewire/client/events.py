@@ -172,8 +172,9 @@ class Events:
     async def _publisher(self) -> Publisher:
         """The publisher all `publish` calls share, opened at the first."""
         task = self._shared
-        if task is not None and task.done() and (task.cancelled() or task.exception() is not None):
-            task = None
+        if task is not None and task.done():
+            usable = not task.cancelled() and task.exception() is None and not task.result().ended
+            task = task if usable else None
         if task is None:
             publisher = Publisher(self._session, codec=self._session.codec)
             task = self._shared = asyncio.create_task(_opened_publisher(publisher))

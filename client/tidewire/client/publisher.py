@@ -112,7 +112,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         """
         # The short way costs half of a coroutine: most messages find room in an open batch.
         group = self._groups.get(subject)
-        if group is not None and headers is None and data.__class__ is bytes:
+        if group is not None and headers is None and type(data) is bytes:
             left = group.left - len(data) - MESSAGE_COST_BYTES
             if left >= 0 and group.headers is None:
                 group.left = left
@@ -126,7 +126,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
             raise InvalidArgument("a publisher with acknowledge=False has no acknowledgements")
         future: AckFuture = self._session.loop.create_future()
         group = self._groups.get(subject)
-        if group is not None and headers is None and data.__class__ is bytes:
+        if group is not None and headers is None and type(data) is bytes:
             left = group.left - len(data) - MESSAGE_COST_BYTES
             if left >= 0 and group.headers is None:
                 group.left = left
@@ -203,6 +203,11 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
     def gathering(self) -> bool:
         """Messages wait for their batch to be sent."""
         return bool(self._groups or self._full or self._ready)
+
+    @property
+    def ended(self) -> bool:
+        """It was closed, or failed for good."""
+        return self._task is None or self._task.done()
 
     def raise_failure(self) -> None:
         """Raise what went wrong since the last call, once."""

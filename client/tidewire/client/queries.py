@@ -28,6 +28,9 @@ from tidewire.wire.batch import Headers
 from tidewire.wire.payload import Value, decode_payload, encode_payload, headers_of
 from tidewire.wire.subject import check_pattern, check_subject
 
+# How wires say that there was no connection to send anything on; anything else may have been sent.
+_NEVER_SENT = ("cannot connect to ", "no connection to ", "failed to connect to ")
+
 
 class Reply:
     """
@@ -330,7 +333,7 @@ class _Gathering:
 
 def _unknown(error: TidewireError, request_id: str) -> TidewireError:
     """A query whose connection was lost may have been answered; one never sent was not."""
-    if "connect" in error.message and "failed" in error.message:
+    if error.message.startswith(_NEVER_SENT):
         return error
     return OutcomeUnknown(
         f"the connection was lost before the answer came: {error.message}",

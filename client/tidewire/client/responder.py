@@ -186,6 +186,11 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
     def _forget(self, query_id: int, done: asyncio.Task[None]) -> None:
         if self._tasks.get(query_id) is done:
             del self._tasks[query_id]
+        if self._draining:
+            self._wake.set()
+
+    def _may_leave(self) -> bool:
+        return not self._tasks
 
     async def _wait(self, query: Query, answer: Awaitable[Answer]) -> None:
         try:

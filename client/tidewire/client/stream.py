@@ -65,6 +65,10 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
     def _opened(self, opened: common_pb2.Opened) -> None:
         """Take the greeting of a call."""
 
+    def _may_leave(self) -> bool:
+        """Whether nothing more will be sent on a call that the server wants to end."""
+        return True
+
     def _broken(self) -> None:
         """Take note that the call is over; another one follows."""
 
@@ -240,7 +244,7 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
             wake.clear()
             for request in self._outgoing():
                 await write(request)
-            if self._draining and not wake.is_set():
+            if self._draining and not wake.is_set() and self._may_leave():
                 await call.done_writing()
                 return
 

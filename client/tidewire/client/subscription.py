@@ -381,6 +381,10 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         if self._on_lost is not None:
             self._on_lost(messages)
 
+    def _may_leave(self) -> bool:
+        # What the application has in hand can still be acknowledged, until the server cuts.
+        return not self._source.settled
+
     def _broken(self) -> None:
         self._acks.broken()
         if self._source.settled:

@@ -56,10 +56,12 @@ class BatchLimits(Protocol):
     @property
     def payload_bytes_max(self) -> int:
         """Largest decompressed body, in bytes."""
+        ...
 
     @property
     def batch_messages_max(self) -> int:
         """Most messages in a batch."""
+        ...
 
 
 def encode_payloads(

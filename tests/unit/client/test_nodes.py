@@ -148,6 +148,40 @@ async def test_an_attendance_that_was_taken_over_ends() -> None:
             await asyncio.wait_for(attendance.join(), 20)
 
 
+async def test_what_is_in_hand_is_answered_while_a_server_drains() -> None:
+    """A draining server still gets the result of a command that takes its time."""
+    answers: list[control_pb2.CommandResult] = []
+    release = asyncio.Event()
+    over = asyncio.Event()
+
+    async def drain(conversation: Conversation) -> None:
+        await conversation.greet()
+        await conversation.write(command=command("1", "slow"))
+        await conversation.read()
+        draining = common_pb2.Draining()
+        draining.grace.FromSeconds(20)
+        await conversation.write(draining=draining)
+        release.set()
+        answers.extend(await results(conversation, 1))
+        assert await conversation.read() is None
+        over.set()
+
+    async def slow(taken: Command) -> str:
+        await release.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return "done"
+
+    servicer = ScriptedControl(attend=[drain, idle])
+    async with (
+        client_of(control_of(servicer)) as client,
+        client.control.attend("n", {"slow": slow}),
+    ):
+        await asyncio.wait_for(over.wait(), 20)
+
+    assert [b"done"] == [answer.result.data for answer in answers]
+
+
 async def test_beats_carry_measured_figures() -> None:
     """Beats go by themselves, with what was measured and nothing that was not."""
     heartbeat = ScriptedHeartbeat()

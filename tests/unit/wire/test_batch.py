@@ -1,6 +1,6 @@
 """Batches: what is built is read back, and what cannot be is refused on its header."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import pytest
 from crc32c import crc32c
@@ -110,15 +110,21 @@ def test_what_cannot_be_is_refused(change: dict[str, object], error: type[Tidewi
     assert error is type(caught.value)
 
 
+@dataclass
+class Figures:
+    payload_bytes_max: int
+    batch_messages_max: int
+
+
 def test_limits_of_any_shape_do() -> None:
     """The limits are asked for two figures and nothing else."""
-    limits = SimpleNamespace(payload_bytes_max=10, batch_messages_max=2)
+    limits = Figures(10, 2)
 
     check_batch(good(), limits)
     with pytest.raises(MessageTooLarge):
-        check_batch(good(), SimpleNamespace(payload_bytes_max=9, batch_messages_max=2))
+        check_batch(good(), Figures(9, 2))
     with pytest.raises(MessageTooLarge):
-        check_batch(good(), SimpleNamespace(payload_bytes_max=10, batch_messages_max=1))
+        check_batch(good(), Figures(10, 1))
 
 
 def test_a_flipped_bit_is_found() -> None:
