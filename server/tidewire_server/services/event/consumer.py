@@ -12,7 +12,14 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Final
 
-from tidewire.errors import DataCorrupt, NotDelivered, StaleAck, TidewireError
+from tidewire.errors import (
+    DataCorrupt,
+    Internal,
+    NotDelivered,
+    Overloaded,
+    StaleAck,
+    TidewireError,
+)
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.core import Core
 from tidewire_server.engine.base import StoredBatch
@@ -25,6 +32,7 @@ from tidewire_server.services.event.signal import Signal
 
 log = logging.getLogger(__name__)
 
+OVERLOADED_WAIT_S: Final = 0.1
 WAITING_MAX: Final = 16
 """Deliveries that may wait to be written to one subscriber; the rest is left to the others."""
 
@@ -58,6 +66,10 @@ class ConsumerSubscriber:
             and not self.is_resting
             and self.error is None
         )
+
+    def accepts(self, _body_bytes: int) -> bool:
+        """Whether it takes a batch of this size; one that does not gets nothing any more."""
+        return True
 
     def put(self, response: event_pb2.SubscribeResponse, runs: Sequence[Run]) -> None:
         """Hand it a delivery."""
@@ -121,6 +133,8 @@ class ConsumerRunner:
     def start(self) -> None:
         """Begin to deliver and to store."""
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self.saver.run())]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
 
     async def close(self) -> None:
         """Stop, and store what can be stored."""
@@ -130,6 +144,17 @@ class ConsumerRunner:
         if self.error is None and not self.saver.is_idle:
             await self.saver.save()
         self.saver.close()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """
+        A task ends when it is cancelled, or by a mistake of ours: nobody must wait for it then.
+        """
+        if task.cancelled():
+            return
+        mistake = task.exception()
+        if mistake is not None:
+            log.error("consumer %s of %s broke", self.config.name, self.stream, exc_info=mistake)
+            self.fail(Internal("the server made a mistake with this consumer; it is in its log"))
 
     # Who gets deliveries.
 
@@ -212,7 +237,7 @@ class ConsumerRunner:
     async def _run(self) -> None:
         try:
             while True:
-                while await self._step():
+                while await self._step_or_wait():
                     pass
                 for subscriber in self.subscribers:
                     subscriber.rest()
@@ -220,6 +245,13 @@ class ConsumerRunner:
         except TidewireError as error:
             log.warning("consumer %s of %s ends: %s", self.config.name, self.stream, error)
             self.fail(error)
+
+    async def _step_or_wait(self) -> bool:
+        try:
+            return await self._step()
+        except Overloaded as error:
+            await asyncio.sleep(error.retry_after_s or OVERLOADED_WAIT_S)
+            return True
 
     async def _step(self) -> bool:
         """Do one thing; False when there is nothing to do before the next event."""
@@ -258,6 +290,8 @@ class ConsumerRunner:
             if not filled:
                 self.ledger.skip_to(self.follower.position)
             return filled or not self.follower.is_caught_up
+        if not subscriber.accepts(len(stored.batch.body)):
+            return True
         first = max(stored.first_sequence, self.follower.position)
         last = min(stored.last_sequence, first + min(room, subscriber.allowance.messages_left) - 1)
         self.ledger.deliver(first, last, subscriber.owner, self._core.clock())
@@ -279,6 +313,8 @@ class ConsumerRunner:
             return
         if subscriber not in self.subscribers or not subscriber.has_room:
             return  # it changed while the batch was read; another one is chosen
+        if not subscriber.accepts(len(stored.batch.body)):
+            return
         runs = self.ledger.redeliver(
             max(ready, stored.first_sequence),
             stored.last_sequence,

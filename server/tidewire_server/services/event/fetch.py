@@ -69,7 +69,7 @@ class Fetcher:
         source = request.consumer
         check_source(source, "consumer")
         runner = await self._exchange.runner(source.stream, source.consumer)
-        subscriber = _FetchSubscriber(Allowance(credit), request.node_id)
+        subscriber = _FetchSubscriber(Allowance(credit), request.node_id, credit.bytes_until)
         subscriber.owner = runner.node_owner(request.node_id)
         response = event_pb2.FetchResponse()
         runner.add(subscriber)
@@ -135,6 +135,7 @@ class Fetcher:
         response = event_pb2.FetchResponse()
         clock = self._core.clock
         until = clock() + wait_s
+        body_bytes = 0
         self._exchange.follow(follower)
         try:
             while allowance.is_open:
@@ -148,6 +149,9 @@ class Fetcher:
                 stored = follower.head
                 if stored is None:
                     continue
+                body_bytes += len(stored.batch.body)
+                if response.deliveries and body_bytes > credit.bytes_until:
+                    break
                 first = max(follower.position, stored.first_sequence)
                 follower.advance(stored.last_sequence)
                 allowance.take(stored.last_sequence + 1 - first, len(stored.batch.body))
@@ -172,12 +176,24 @@ def check_source(source: event_pb2.ConsumerSource, field: str) -> None:
 class _FetchSubscriber(ConsumerSubscriber):
     """A subscriber for one fetch, which ends when the consumer has nothing more for it."""
 
-    def __init__(self, allowance: Allowance, node_id: str) -> None:
+    def __init__(self, allowance: Allowance, node_id: str, bytes_max: int) -> None:
         super().__init__(allowance, node_id)
         self.is_at_rest = False
+        self._bytes_left = bytes_max
+        self._has_any = False
+
+    def accepts(self, body_bytes: int) -> bool:
+        """Take the first batch whatever its size, and others as long as they fit the answer."""
+        if self._has_any and body_bytes > self._bytes_left:
+            self.is_resting = True
+            self.rest()
+            return False
+        return True
 
     def put(self, response: event_pb2.SubscribeResponse, runs: Sequence[Run]) -> None:
         """Take a delivery; there may be more."""
+        self._has_any = True
+        self._bytes_left -= len(response.delivery.batch.body)
         self.is_at_rest = False
         super().put(response, runs)
 

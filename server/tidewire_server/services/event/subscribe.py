@@ -6,11 +6,13 @@ acknowledgements, which are bounded; events wait in the source, by its rules.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final
 
 from tidewire.errors import (
+    Internal,
     InvalidArgument,
     PeerTooSlow,
     ProtocolOrder,
@@ -46,10 +48,14 @@ from tidewire_server.services.event.sources import (
     first_position,
 )
 
+log = logging.getLogger(__name__)
+
 OPEN_WAIT_S: Final = 10.0
 """The first request must be there within this time."""
 ANSWERS_MAX: Final = 1024
 """Unanswered acknowledgements from which on no more are read."""
+WRITE_BYTES_PER_S_MIN: Final = 256 * 1024
+"""A response may take this much longer than a stall by its size."""
 STALL_LOOKS: Final = 4
 """How often the stall of a subscriber is looked for within the time it may take."""
 
@@ -75,7 +81,7 @@ class SubscribeSession:
         self._is_ended = False
         self._idle_s = IDLE_BOOKMARK_S_DEFAULT
         self._written_at = self._core.clock()
-        self._is_writing = False
+        self._writing: event_pb2.SubscribeResponse | None = None
         self._bookmark_due = False
         self._mark: float | None = None
         self._mark_at = self._written_at
@@ -200,9 +206,9 @@ class SubscribeSession:
                 await signal.wait()
                 continue
             self._written_at = self._core.clock()
-            self._is_writing = True
+            self._writing = response
             await write(response)
-            self._is_writing = False
+            self._writing = None
 
     def _next_control(self) -> event_pb2.SubscribeResponse | None:
         if not self._control:
@@ -237,7 +243,10 @@ class SubscribeSession:
         """See from time to time whether the client stalls, or waits for a sign of life."""
         now = self._core.clock()
         stall_s = self._core.limits.subscriber_stall_s
-        mark = self._written_at if self._is_writing else self._source.mark
+        mark = self._source.mark
+        if self._writing is not None:  # a large one takes its time on a slow wire
+            mark = self._written_at
+            stall_s += self._writing.ByteSize() / WRITE_BYTES_PER_S_MIN
         if mark is None or mark != self._mark:
             self._mark, self._mark_at = mark, now
         elif now - self._mark_at >= stall_s:
@@ -247,7 +256,7 @@ class SubscribeSession:
         if now - self._written_at >= self._idle_s:
             self._bookmark_due = True
             self._source.signal.set()
-        period_s = min(self._idle_s, stall_s / STALL_LOOKS)
+        period_s = min(self._idle_s, self._core.limits.subscriber_stall_s / STALL_LOOKS)
         self._timer = asyncio.get_running_loop().call_later(period_s, self._look)
 
     # Reading.
@@ -267,6 +276,9 @@ class SubscribeSession:
                     raise InvalidArgument("a request must have a kind", fields={"kind": "not set"})
         except TidewireError as error:
             self._error = error
+        except Exception:
+            log.exception("reading the requests of a subscription failed")
+            self._error = Internal("the server made a mistake with this stream; it is in its log")
         finally:
             self._is_half_closed = True
             if isinstance(self._source, ConsumerEvents):

@@ -169,6 +169,51 @@ async def test_an_engine_that_fails_ends_the_subscription(
         await one.next()
 
 
+async def test_a_busy_store_delays_and_a_mistake_is_told(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A store that is overloaded is asked again; a mistake of ours ends the call instead of hanging.
+    """
+    read = events.core.engine.read_stream
+    problems: list[Exception] = [errors.Overloaded("busy", retry_after_s=0.01), KeyError("ours")]
+
+    async def busy(*arguments: Any, **limits: Any) -> StreamSlice:
+        if len(problems) > 1:
+            raise problems.pop(0)
+        return await read(*arguments, **limits)
+
+    monkeypatch.setattr(events.core.engine, "read_stream", busy)
+    await events.create_consumer("S", "c")
+    await events.publish("s.a", [b"x"])
+    one = await events.consume("S", "c")
+    assert [1] == await one.sequences(1)
+
+    async def broken(*_: Any, **__: Any) -> StreamSlice:
+        raise problems[0]
+
+    monkeypatch.setattr(events.core.engine, "read_stream", broken)
+    await events.create_consumer("S", "d")
+    with pytest.raises(errors.Internal):
+        await (await events.consume("S", "d")).next()
+
+
+async def test_a_fetch_fits_its_bytes(events: Events) -> None:
+    """An answer holds at least one batch, and another only when it fits what was asked for."""
+    await events.create_consumer("S", "c")
+    for _ in range(4):
+        await events.publish("s.a", [b"x" * 1000])
+    sources: list[dict[str, Any]] = [
+        {"ordered": event_pb2.OrderedSource(stream="S", start=ALL)},
+        {"consumer": event_pb2.ConsumerSource(stream="S", consumer="c")},
+    ]
+    for source in sources:
+        for bytes_max, expected in ((10, 1), (2100, 2)):
+            request = event_pb2.FetchRequest(bytes_max=bytes_max, **source)
+            response = await events.call("Fetch", request)
+            assert expected == len(response.deliveries)
+
+
 class LateStore:
     """A store whose reads show an old state, as a snapshot taken before a commit does."""
 
