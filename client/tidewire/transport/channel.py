@@ -67,8 +67,6 @@ class ClientLink(ClientConnection):
             _LOGGER.warning("the server ends the connection: %s", goaway.reason.message)
             self.fatal = goaway.reason
         self.channel.on_draining(self)
-        if not self.calls:
-            self.protocol.finish()
 
     fatal: Ending | None = None
     """Why the server ended the connection, when it was not in order."""
@@ -311,6 +309,8 @@ class RawChannel(grpc.aio.Channel):
         for call in link.take_unsent():
             assert isinstance(call, CallCore)
             self._wait(call, *call.detach())
+        if not link.calls:
+            link.protocol.finish()
 
     def on_closed(self, link: ClientLink) -> None:
         """A connection is over."""

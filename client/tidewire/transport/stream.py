@@ -114,7 +114,7 @@ class WireProtocol(asyncio.Protocol, Generic[ConnectionT]):
         if self._deaf and connection.backlog_bytes <= BACKLOG_BYTES and not connection.closed:
             self._deaf = False
             self.transport.resume_reading()
-        if self._finishing and not connection.has_output:
+        if self._finishing and not connection.has_output and not connection.calls:
             connection.connection_lost(Cancelled("the connection has drained"))
         if connection.closed and not self._ending:
             self._end()

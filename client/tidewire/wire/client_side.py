@@ -208,6 +208,8 @@ class ClientConnection(Connection):
         Remove and return the calls whose OPEN has not gone out: another connection may take them.
         """
         unsent = list(self.unsent)
+        # Or this connection would send their OPEN after another one has.
+        self.scheduler.drop(self.unsent)
         self.unsent.clear()
         self.waiting.clear()
         for call in unsent:

@@ -6,6 +6,7 @@ Entries are finished frames, or calls that make their next frame when asked (``e
 """
 
 from collections import deque
+from collections.abc import Collection
 from typing import Protocol
 
 from tidewire.wire.frame import PRIORITY_LAST
@@ -63,6 +64,16 @@ class Scheduler:
             if not queue:
                 self.ready &= ~bit
         return taken
+
+    def drop(self, calls: Collection[Emitter]) -> None:
+        """Take calls out of their queues: they go elsewhere."""
+        for priority, queue in enumerate(self._queues):
+            kept = [entry for entry in queue if isinstance(entry, bytes) or entry not in calls]
+            if len(kept) < len(queue):
+                queue.clear()
+                queue.extend(kept)
+                if not kept:
+                    self.ready &= ~(1 << priority)
 
     def clear(self) -> None:
         """Drop everything: the connection is over."""

@@ -25,6 +25,7 @@ from tidewire.transport import (
     transports,
 )
 from tidewire.transport.registry import register, register_missing
+from tidewire.wire.frame import CALL_ID_MAX
 from tidewire.wire.limits import MIB, WireLimits
 
 LIMIT_S = 10.0
@@ -126,6 +127,20 @@ async def test_drain_moves_clients_on(tmp_path: Path) -> None:
         await asyncio.wait_for(stopping, LIMIT_S)
         await connected.close()
         await second.stop(None)
+
+
+async def test_numbers_run_out(echo: Echoing) -> None:
+    """When a connection has no call numbers left, another one takes over."""
+    await echo.stub.Say(Say())
+    first = echo.channel.link
+    first.last_call_id = CALL_ID_MAX - 2
+    answers = [await echo.stub.Say(Say(text=str(n)), timeout=LIMIT_S) for n in range(4)]
+
+    assert ["0", "1", "2", "3"] == [answer.text for answer in answers]
+    assert 2 == echo.server.counters.connections_opened
+    async with asyncio.timeout(LIMIT_S):
+        await first.protocol.lost
+    assert 0 == echo.channel.counters.calls_active
 
 
 async def test_failures_are_told_at_once_and_backed_off(unused_port: int) -> None:

@@ -167,6 +167,30 @@ async def test_handshake_has_a_time_limit(authority: Authority, silent: bytes) -
         await _until(lambda: server.counters.connections_refused == 1)
 
 
+async def test_handshakes_are_limited(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond so many handshakes in flight connections wait in the kernel; then they are served."""
+    monkeypatch.setattr("tidewire.transport.listener.HANDSHAKES_MAX", 2)
+    tls = authority.config(authority.issue("server"))
+    options = TransportOptions(handshake_timeout_s=0.5)
+    async with serving_echo("tls", server_tls=tls, options=options) as (url, server, _):
+        port = int(url.rpartition(":")[2])
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        (listener,) = server._listeners
+        await _until(lambda: len(listener._adopting) == 2)
+        said = asyncio.create_task(say(url, authority.config(authority.issue("client"))))
+        most = 0
+        while not said.done():
+            most = max(most, len(listener._adopting))
+            await asyncio.sleep(0.01)
+
+        assert "hello" == await said
+        assert most <= 2
+        for _, writer in silent:
+            writer.close()
+
+
 @pytest.mark.parametrize("wire", ENCRYPTED)
 async def test_reload_without_restart(wire: str, authority: Authority, tmp_path: Path) -> None:
     """

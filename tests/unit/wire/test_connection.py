@@ -435,3 +435,22 @@ def test_last_message_and_flags() -> None:
 
     assert [b"only"] == pipe.server.opened[0].log.messages
     assert pipe.server.opened[0].peer_done
+
+
+def test_unsent_calls_may_move() -> None:
+    """Calls whose OPEN has not gone out leave nothing behind when another connection takes them."""
+    pipe, other = piped(), piped()
+    sent = pipe.open(b"sent", priority=3)
+    pipe.run()
+    pipe.carried.clear()
+    moved = [pipe.open(bytes(size), priority=size % 10) for size in (3, 13, 200_000)]
+    pipe.client.cancel(sent, Ending(1, "enough"))
+
+    assert moved == pipe.client.take_unsent()
+    pipe.run()
+    assert 1 == len(pipe.carried)  # the CANCEL
+    for call in moved:
+        first, call.first, call._scheduled = call.first, None, False
+        other.client.open(call, first, last=bool(call.open_flags & END))
+    other.run()
+    assert [3, 13, 200_000] == sorted(len(c.log.messages[0]) for c in other.server.opened)
