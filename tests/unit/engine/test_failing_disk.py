@@ -188,6 +188,27 @@ async def test_a_power_cut_is_noticed_without_flushing(tmp_path: Path, disk: Dis
     assert losses
 
 
+@pytest.mark.parametrize(
+    ("level", "kept"), [(common_pb2.DURABILITY_OS, 0), (common_pb2.DURABILITY_FSYNC, 1)]
+)
+async def test_a_copy_is_as_durable_as_it_says(
+    tmp_path: Path, disk: Disk, level: common_pb2.Durability.ValueType, kept: int
+) -> None:
+    """
+    A copy that is acknowledged as flushed makes the first one so, which was not; control: one that
+    asks for less does not.
+    """
+    await make(tmp_path / "store")
+    append = append_of(batch_of("orders.a", b"a", message_ids=["a"]))
+    async with engine_at(tmp_path / "store", options_on(disk)) as engine:
+        for asked in (common_pb2.DURABILITY_OS, level):
+            done = await engine.commit(Transaction(durability=asked, appends=[append]))
+            assert asked == done.appends[0].durability
+        disk.after_power_cut(tmp_path / "left", 0.0, seed=0)
+    async with engine_at(tmp_path / "left") as engine:
+        assert kept == len(await messages_of(engine, "orders"))
+
+
 async def test_a_full_disk_refuses_and_goes_on(tmp_path: Path, disk: Disk) -> None:
     """
     While there is no space writes are refused and reads work; then it goes on, and nothing is lost.

@@ -202,6 +202,8 @@ async def test_closed_engines_refuse(tmp_path: Path) -> None:
         await engine.close()
         with pytest.raises(errors.Unavailable):
             await put(engine, "k")
+        with pytest.raises(errors.Unavailable):
+            await value_of(engine, "k")
 
     assert ["lock", "tidewire.db"] == names(tmp_path)
 

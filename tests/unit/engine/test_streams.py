@@ -226,6 +226,17 @@ async def test_message_ids_are_stored_once(tmp_path: Path) -> None:
         assert 0 == (await publish(engine, "orders.a", b"d", message_ids=["d"])).duplicates
 
 
+async def test_a_copy_needs_no_condition(engine: EmbeddedEngine) -> None:
+    """A repeated publish with a condition gets the first answer, not a refusal."""
+    await engine.create_stream(stream_config())
+    append = append_of(batch_of("orders.a", b"a", message_ids=["a"]), expected_last_sequence=0)
+    first = await engine.commit(Transaction(appends=[append]))
+    again = await engine.commit(Transaction(appends=[append]))
+
+    assert first.appends[0].stored == again.appends[0].stored
+    assert 1 == again.appends[0].duplicates
+
+
 async def test_message_ids_may_be_turned_off(engine: EmbeddedEngine) -> None:
     """Control: with a window of 0 s copies are stored."""
     await engine.create_stream(stream_config(dedup_window=duration_pb2.Duration()))

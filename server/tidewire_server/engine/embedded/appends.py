@@ -24,14 +24,17 @@ def append(session: Session, item: Append) -> event_pb2.PublishResponse:
     if stream is None:
         return event_pb2.PublishResponse()
     batch = item.request.batch
-    _check_stream(stream, item.request)
+    _check_running(stream)
     if item.dead_letter is not None:
         return _store(session, stream, batch, item.dead_letter)
     producer = _find_producer(session, stream, batch) if batch.producer_sequence else None
     remembers = bool(batch.message_ids) and stream.dedup_window_ns > 0
-    if producer is None and not remembers:
-        return _store(session, stream, batch, None)
-    copies = _find_copies(session, stream, batch, producer, remembers=remembers)
+    copies: dict[int, int] = {}
+    if producer is not None or remembers:
+        copies = _find_copies(session, stream, batch, producer, remembers=remembers)
+    if len(copies) < batch.count:
+        # A copy gets the first one's answer, though that one has moved the stream on.
+        _check_last_sequence(stream, item.request)
     response = _store_new(session, stream, batch, copies)
     if producer is not None:
         _advance(session, producer, batch, response)
@@ -76,11 +79,14 @@ def stream_not_found(name: str) -> errors.StreamNotFound:
     return errors.StreamNotFound(f"there is no stream {name!r}", metadata={"stream": name})
 
 
-def _check_stream(stream: Stream, request: event_pb2.PublishRequest) -> None:
+def _check_running(stream: Stream) -> None:
     if stream.config.paused:
         raise errors.StreamPaused(
             f"stream {stream.name!r} is paused; resume it", metadata={"stream": stream.name}
         )
+
+
+def _check_last_sequence(stream: Stream, request: event_pb2.PublishRequest) -> None:
     if request.HasField("expected_last_sequence"):
         expected = request.expected_last_sequence
         if expected != stream.last_sequence:

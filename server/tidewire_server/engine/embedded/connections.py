@@ -88,6 +88,7 @@ def _first_facts() -> dict[str, int | str]:
     return {
         "cluster_id": uuid.uuid4().hex,
         "epoch": 0,
+        "flushes": 0,
         "state_revision": 0,
         "compacted_revision": 0,
         "swept_revision": 0,
@@ -143,6 +144,7 @@ def open_reader(directory: Path, options: EngineOptions) -> Connection:
         vfs=options.vfs or None,
         statementcachesize=STATEMENTS_CACHED,
     )
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.execute("PRAGMA query_only=1")
     connection.execute(f"PRAGMA cache_size={-options.cache_bytes // 1024}")
     connection.execute("PRAGMA wal_autocheckpoint=0")

@@ -126,10 +126,11 @@ class EmbeddedEngine(StreamEngine):
         self._sweeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._sweeper
-        self.writer.stop()
-        await asyncio.to_thread(self.writer.join)
+        # The writer's connection goes last: it is the one that may copy the log.
         self.readers.stop()
         await asyncio.to_thread(self.readers.join)
+        self.writer.stop()
+        await asyncio.to_thread(self.writer.join)
         # What the threads answered last is still on its way through the loop.
         await asyncio.sleep(0)
         self._store.release()

@@ -45,6 +45,7 @@ class Readers:
     ) -> None:
         self.reads = 0
         self.refused = 0
+        self._stopped = False
         self._pending = 0
         self._pending_max = reads_pending_max
         self._loop = loop
@@ -68,7 +69,10 @@ class Readers:
 
         Raises:
             Overloaded: Too many reads wait already.
+            Unavailable: The store is closed.
         """
+        if self._stopped:
+            raise errors.Unavailable("the store is closed")
         if self._pending >= self._pending_max:
             self.refused += 1
             raise errors.Overloaded(
@@ -81,7 +85,8 @@ class Readers:
         return await read.future
 
     def stop(self) -> None:
-        """Ask the threads to end after what is queued."""
+        """Ask the threads to end after what is queued; no more is taken."""
+        self._stopped = True
         for _ in self._threads:
             self._queue.put(None)
 

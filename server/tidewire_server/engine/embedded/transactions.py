@@ -106,7 +106,7 @@ def _recall(session: Session, request: RequestKey) -> Committed | None:
     rest = row[3][4 + size :]
     state = state_pb2.TransactResponse.FromString(rest[1:]) if rest[:1] == b"\x01" else None
     return Committed(
-        durability=answer.durability,
+        durability=max(answer.durability, session.level),
         appends=list(answer.outputs),
         state=state,
         state_revision=answer.state_revision,

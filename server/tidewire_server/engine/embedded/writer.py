@@ -121,6 +121,8 @@ class Writer:
         self._failed = failed
         self._queue: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._synchronous = self._options.synchronous
+        self._unflushed = False
+        self._unflushing = False
         self._log_pages = 0
         session.connection.set_wal_hook(self._count_log_pages)
         self._thread = threading.Thread(target=self._run, name="tidewire-writer", daemon=True)
@@ -269,6 +271,7 @@ class Writer:
                 trim(session, stream)
             session.flush()
             self._commit()
+            self._unflushed = self._unflushing
         except Exception as exc:  # noqa: BLE001 (each kind is judged by translate and is_fatal)
             self._take_back(exc)
             return exc
@@ -299,6 +302,11 @@ class Writer:
             session.execute(f"PRAGMA synchronous={synchronous}")
             self._synchronous = synchronous
         session.execute("BEGIN IMMEDIATE")
+        if synchronous != "NORMAL" and self._unflushed:
+            # An answer may rest on what an earlier, unflushed group wrote (a copy, a repeated
+            # request). A group that writes nothing would not flush; this one writes something.
+            session.set_number("flushes", session.number("flushes") + 1)
+        self._unflushing = synchronous == "NORMAL"
 
     def _perform(self, job: Job[Any]) -> None:
         session = self._session
@@ -341,6 +349,8 @@ class Writer:
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error
+        # Closing must not try the disk again by copying the log.
+        self._session.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         _LOG.critical("the disk failed, nothing is written any more", exc_info=error)
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to tell.
             self._loop.call_soon_threadsafe(self._failed, error)
