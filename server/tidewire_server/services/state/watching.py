@@ -57,6 +57,8 @@ class Watcher:
         """
         tail = self._attach()
         try:
+            if self._request.after_revision:
+                await self._take_position()
             await self._send(state_pb2.WatchResponse(opened=self._core.opened()))
             await self._begin(tail)
             while not self._core.drain.started.is_set():
@@ -81,14 +83,19 @@ class Watcher:
             bytes_max=limits.subscriber_pending_bytes_max if keeps else 0,
         )
 
+    async def _take_position(self) -> None:
+        """
+        Begin behind ``after_revision``; refused before the greeting, so that opening a watch fails
+        where it cannot begin.
+        """
+        self._position = self._told = self._request.after_revision
+        await self._read_history(changes_max=1)
+
     async def _begin(self, tail: Tail) -> None:
         request = self._request
         if request.after_revision:
-            self._position = self._told = request.after_revision
-            if request.after_revision > tail.base:
-                # The tail could not say that this revision is not given yet; history can.
-                await self._read_history()
-        elif request.changes_only:
+            return
+        if request.changes_only:
             self._position = tail.base
             await self._bookmark()
         elif request.exact:
@@ -154,11 +161,13 @@ class Watcher:
         self._position = position
         return True
 
-    async def _read_history(self) -> tuple[Sequence[state_pb2.Change], int]:
+    async def _read_history(
+        self, changes_max: int = RESPONSE_CHANGES_MAX
+    ) -> tuple[Sequence[state_pb2.Change], int]:
         return await self._core.engine.state_changes(
             self._request.prefix,
             after_revision=self._position,
-            changes_max=RESPONSE_CHANGES_MAX,
+            changes_max=changes_max,
             bytes_max=self._bytes_max,
             exact=self._request.exact,
             with_previous=self._request.with_previous,

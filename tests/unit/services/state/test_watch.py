@@ -173,8 +173,7 @@ async def test_what_is_forgotten_or_not_yet_there_is_a_typed_error(store: Store)
 
     async def watch(after: int) -> errors.TidewireError:
         call = store.state.Watch(state_pb2.WatchRequest(after_revision=after))
-        await Reader(call).opened()
-        return await refused(call.read())
+        return await refused(call.read())  # instead of the greeting
 
     gone, future = await watch(1), await watch(6)
 
