@@ -195,9 +195,10 @@ def events_of(servicer: ScriptedEvents) -> Registration:
     return (event_pb2_grpc.add_EventServiceServicer_to_server, servicer)
 
 
-async def idle(_conversation: Conversation) -> None:
-    """Keep a call open."""
-    await asyncio.Event().wait()
+async def idle(conversation: Conversation) -> None:
+    """Keep a call open until the client ends it, or sends no more."""
+    while await conversation.read() is not None:
+        continue
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -205,3 +206,8 @@ async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not condition():  # noqa: ASYNC110 (what is waited for has no event)
             await asyncio.sleep(0.001)
+
+
+async def forever(_conversation: Conversation) -> None:
+    """Keep a call open, for calls of which the client's half is closed from the beginning."""
+    await asyncio.Event().wait()

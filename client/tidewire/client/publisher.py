@@ -37,6 +37,8 @@ PENDING_BYTES_MAX: Final = 16 * 1024 * 1024
 """Payload bytes published and not answered, before `publish` waits."""
 GRANT_BYTES_LEAST: Final = 1_024
 LANES_MAX: Final = 4_096
+END_TIMEOUT_S: Final = 5.0
+"""Time for the server to end a call that this side has ended."""
 
 AckFuture = asyncio.Future[PublishAck]
 
@@ -186,7 +188,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
             # which for a publisher without acknowledgements nobody would notice.
             self._closing = self._draining = True
             self._wake.set()
-            await asyncio.wait([self._task], timeout=self._session.options.timeout_s)
+            await asyncio.wait([self._task], timeout=min(self.timeout_s, END_TIMEOUT_S))
         await super().close()
 
     @property

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -12,6 +13,8 @@ import grpc.aio
 from tidewire.sync.loop import LoopThread
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+
+log = logging.getLogger("tidewire.sync")
 
 _OK: Final = grpc.StatusCode.OK
 
@@ -228,9 +231,10 @@ class BlockingCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # plain a
             self._loop.run(_ask(self._call.done_writing))
         except (grpc.RpcError, asyncio.InvalidStateError, concurrent.futures.CancelledError):
             return  # who reads the call is told how it ended
-        except BaseException:
+        except Exception:
+            # Of the application's iterator; there is nobody on this thread to raise it to.
+            log.exception("the iterator of requests failed; the call is cancelled")
             self.cancel()
-            raise
 
 
 async def _start(start: Callable[[], Any]) -> Any:

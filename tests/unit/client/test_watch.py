@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support.scripted import Conversation, Script, ScriptedState, client_of, idle
+from support.scripted import Conversation, Script, ScriptedState, client_of, forever
 from tidewire.client.entries import ChangeKind, StateEvent
 from tidewire.client.watching import Watch
 from tidewire.errors import DeadlineExceeded, PermissionDenied, RevisionCompacted
@@ -63,7 +63,7 @@ async def test_a_watch_goes_on_from_its_revision() -> None:
     async def third(conversation: Conversation) -> None:
         asked.append(await begin(conversation))
         await conversation.write(changes=changes(("c", 10)))
-        await idle(conversation)
+        await forever(conversation)
 
     async with (
         client_of(registered([first, second, third])) as client,
@@ -97,7 +97,7 @@ async def test_a_cut_snapshot_begins_again_visibly() -> None:
     async def whole(conversation: Conversation) -> None:
         assert 0 == (await begin(conversation)).after_revision
         await conversation.write(snapshot=state_pb2.WatchSnapshot(revision=6, last=True))
-        await idle(conversation)
+        await forever(conversation)
 
     async with client_of(registered([cut, whole])) as client, client.state.watch() as watch:
         events = await take(watch, 3)
@@ -123,7 +123,7 @@ async def test_a_break_that_was_too_long_is_told() -> None:
         assert 0 == (await begin(conversation)).after_revision
         snapshot = state_pb2.WatchSnapshot(entries=[entry("a", 95)], revision=99, last=True)
         await conversation.write(snapshot=snapshot)
-        await idle(conversation)
+        await forever(conversation)
 
     async with (
         client_of(registered([first, compacted, again])) as client,
@@ -151,7 +151,7 @@ async def test_only_what_comes_is_pinned_when_it_is_opened() -> None:
         if conversation.number == 0:
             await conversation.cut()
         await conversation.write(changes=changes(("a", 42)))
-        await idle(conversation)
+        await forever(conversation)
 
     async with (
         client_of(registered([serve], revision=41)) as client,
@@ -188,9 +188,9 @@ async def test_waiting_for_an_event_can_be_given_up() -> None:
         asked.append(request.after_revision)
         if conversation.number == 0:
             await conversation.write(snapshot=state_pb2.WatchSnapshot(revision=5, last=True))
-            await idle(conversation)
+            await forever(conversation)
         await conversation.write(changes=changes(("a", 6)))
-        await idle(conversation)
+        await forever(conversation)
 
     async with client_of(registered([serve])) as client, client.state.watch() as watch:
         await take(watch, 1)

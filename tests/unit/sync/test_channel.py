@@ -147,20 +147,17 @@ def test_calls_are_cancelled(echo: Echo, stub: echo_pb2_grpc.EchoServiceStub) ->
 
 
 def test_a_failing_iterator_of_requests_ends_the_call(
-    stub: echo_pb2_grpc.EchoServiceStub, recwarn: pytest.WarningsRecorder
+    stub: echo_pb2_grpc.EchoServiceStub, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When the application's iterator raises, the call is cancelled instead of hanging."""
 
     def broken() -> Iterator[echo_pb2.CollectRequest]:
         yield echo_pb2.CollectRequest(text="a")
-        raise StopAsyncIteration  # any error of the application
+        raise ValueError("of the application")
 
-    hook, threading.excepthook = threading.excepthook, lambda _: None
-    try:
-        with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
-            stub.Collect(broken(), timeout=10)
-    finally:
-        threading.excepthook = hook
+    with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+        stub.Collect(broken(), timeout=10)
+    assert "the iterator of requests failed" in caplog.text
 
 
 def test_many_threads_share_a_channel(stub: echo_pb2_grpc.EchoServiceStub) -> None:
