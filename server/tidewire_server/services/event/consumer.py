@@ -33,6 +33,10 @@ from tidewire_server.services.event.signal import Signal
 log = logging.getLogger(__name__)
 
 OVERLOADED_WAIT_S: Final = 0.1
+ROOM_WAIT_S: Final = 0.01
+"""How long a consumer with little room waits for more before it cuts a small piece off a batch."""
+PIECES: Final = 4
+"""A piece of at least this part of a batch, or of the room there can be, is cut off at once."""
 WAITING_MAX: Final = 16
 """Deliveries that may wait to be written to one subscriber; the rest is left to the others."""
 
@@ -123,6 +127,7 @@ class ConsumerRunner:
         )
         self.saver = ProgressSaver(core, consumer.stream, consumer.config, self.ledger)
         self._node_owners: dict[str, str] = {}
+        self._room_awaited_until: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -241,7 +246,7 @@ class ConsumerRunner:
                     pass
                 for subscriber in self.subscribers:
                     subscriber.rest()
-                await self.signal.wait_until(self.ledger.next_time, self._core.clock())
+                await self.signal.wait_until(self._next_time(), self._core.clock())
         except TidewireError as error:
             log.warning("consumer %s of %s ends: %s", self.config.name, self.stream, error)
             self.fail(error)
@@ -292,12 +297,40 @@ class ConsumerRunner:
             return filled or not self.follower.is_caught_up
         if not subscriber.accepts(len(stored.batch.body)):
             return True
+        if self._waits_for_room(stored, room):
+            return False
         first = max(stored.first_sequence, self.follower.position)
         last = min(stored.last_sequence, first + min(room, subscriber.allowance.messages_left) - 1)
         self.ledger.deliver(first, last, subscriber.owner, self._core.clock())
         self.follower.advance(last)
         self._put(subscriber, stored, [Run(first, last, 1)])
         return True
+
+    def _waits_for_room(self, stored: StoredBatch, room: int) -> bool:
+        """
+        Whether to wait a little for more room, as every piece of a batch travels with all its body.
+
+        A consumer at its limit whose messages are settled one by one would else send the body once
+        for each message.
+        """
+        count = stored.last_sequence + 1 - stored.first_sequence
+        left = stored.last_sequence + 1 - max(stored.first_sequence, self.follower.position)
+        piece = min(left, count // PIECES, self.ledger.policy.ack_pending_max // PIECES)
+        now = self._core.clock()
+        if room >= piece:
+            self._room_awaited_until = None
+            return False
+        if self._room_awaited_until is None:
+            self._room_awaited_until = now + ROOM_WAIT_S
+        if now < self._room_awaited_until:
+            return True
+        self._room_awaited_until = None
+        return False
+
+    def _next_time(self) -> float | None:
+        """When there is something to do without an event."""
+        times = [time_s for time_s in (self.ledger.next_time, self._room_awaited_until) if time_s]
+        return min(times, default=None)
 
     async def _redeliver(self, ready: int, subscriber: ConsumerSubscriber) -> None:
         part = await self._core.engine.read_stream(self.stream, ready, messages_max=1, bytes_max=1)

@@ -30,7 +30,7 @@ class Segment:
         owner: Who they were delivered to; ``None`` when it is gone.
         reason: Why they were not processed, as far as anybody said.
         attempt_unsaved: The number of deliveries is not stored yet.
-        alive: False once the run was settled or replaced by its parts.
+        alive: False once the run was settled.
     """
 
     first: int
@@ -91,11 +91,11 @@ class SegmentList:
         made: list[Segment] = []
         start, end = self._span(first, last)
         if start < end and self._segments[start].first < first:
-            made += self._split(start, first)
+            made.append(self._split(start, first))
             start, end = start + 1, end + 1
         if start < end and self._segments[end - 1].last > last:
-            made += self._split(end - 1, last + 1)
-        return self._segments[start:end], [segment for segment in made if segment.alive]
+            made.append(self._split(end - 1, last + 1))
+        return self._segments[start:end], made
 
     def remove(self, segment: Segment) -> None:
         """Take out a segment."""
@@ -111,23 +111,20 @@ class SegmentList:
             start += 1
         return start, max(start, bisect_right(self._firsts, last))
 
-    def _split(self, index: int, at: int) -> list[Segment]:
+    def _split(self, index: int, at: int) -> Segment:
+        """Cut off what begins at a sequence; who knows the segment knows its first part then."""
         whole = self._segments[index]
-        parts = [_part(whole, whole.first, at - 1), _part(whole, at, whole.last)]
-        whole.alive = False
-        self._segments[index : index + 1] = parts
-        self._firsts[index : index + 1] = [part.first for part in parts]
-        return parts
-
-
-def _part(whole: Segment, first: int, last: int) -> Segment:
-    return Segment(
-        first,
-        last,
-        whole.attempt,
-        whole.phase,
-        whole.time_s,
-        whole.owner,
-        whole.reason,
-        whole.attempt_unsaved,
-    )
+        rest = Segment(
+            at,
+            whole.last,
+            whole.attempt,
+            whole.phase,
+            whole.time_s,
+            whole.owner,
+            whole.reason,
+            whole.attempt_unsaved,
+        )
+        whole.last = at - 1
+        self._segments.insert(index + 1, rest)
+        self._firsts.insert(index + 1, at)
+        return rest

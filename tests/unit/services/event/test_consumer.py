@@ -14,6 +14,7 @@ from tidewire.errors import from_status
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.engine.base import Settle, Transaction
 from tidewire_server.members import Life
+from tidewire_server.services.event import consumer as consumer_module
 
 DONE = event_pb2.SETTLEMENT_DONE
 RETRY = event_pb2.SETTLEMENT_RETRY
@@ -96,6 +97,30 @@ async def test_unsettled_messages_are_bounded(events: Events) -> None:
     assert "bookmark" == (await one.next()).WhichOneof("kind")
     await one.settle(1, 3)
     assert [8, 9, 10] == await one.sequences(3)
+
+
+async def test_a_batch_is_not_cut_to_crumbs(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit, room gathers before the next piece goes out: each has all of the body."""
+    monkeypatch.setattr(consumer_module, "ROOM_WAIT_S", 3600.0)
+    await events.create_consumer("S", "c", ack_pending_max=20)
+    one = await events.consume("S", "c", idle_bookmark={"nanos": 100_000_000})
+    await events.publish("s.a", [b"x"] * 200)
+    assert 20 == len(sequences(await one.delivery()))
+    for sequence in range(1, 5):
+        await one.settle(sequence, sequence)
+    assert "bookmark" == (await one.next()).WhichOneof("kind")
+    await one.settle(5, 5)
+    assert [21, 22, 23, 24, 25] == sequences(await one.delivery())
+
+    # Not for ever: what is settled late by others must not hold up what there is room for.
+    monkeypatch.setattr(consumer_module, "ROOM_WAIT_S", 0.01)
+    await events.create_consumer("S", "d", ack_pending_max=20)
+    two = await events.consume("S", "d")
+    assert 20 == len(sequences(await two.delivery()))
+    await two.settle(7, 7)
+    assert [21] == sequences(await two.delivery())
 
 
 async def test_a_subscription_that_ends_gives_back(events: Events) -> None:
