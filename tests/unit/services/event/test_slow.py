@@ -1,6 +1,7 @@
 """Slow subscribers: bounded, told what they lost, and cut off when they stall."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,34 @@ async def test_who_takes_nothing_is_cut_off(tmp_path: Path) -> None:
             await idle.of_kind("bookmark")
 
 
+async def test_a_client_that_never_reads_costs_bounded_memory_and_is_cut_off(
+    tmp_path: Path,
+) -> None:
+    """
+    Far more than the wire's windows hold is published to a client that reads nothing, over gRPC.
+    """
+    limits = ServiceLimits(subscriber_stall_s=0.5, subscriber_pending_bytes_max=1_000_000)
+    async with event_service(tmp_path, limits=limits) as events:
+        slow = await events.live("s")
+        healthy = await events.live("s")
+        sizes: list[int] = []
+        receivers = 2
+        for _ in range(2000):
+            receivers = (await events.publish("s", [b"x" * 100_000])).receivers
+            sizes += [b.bytes for _, b in events.service._exchange.live._index]
+            assert 100_000 == len(payloads(await healthy.delivery())[0])
+            if receivers == 1:
+                break
+
+        assert 1 == receivers
+        assert max(sizes) <= 1_000_000
+        assert 1 == events.core.counters.values["subscribers_cut"]
+        assert events.core.counters.values["events_lost"] > 0
+        with pytest.raises(errors.SlowConsumer):
+            while True:  # what the wire had taken before still comes
+                await slow.next()
+
+
 class StuckContext:
     """A client whose wire takes the greeting and nothing more."""
 
@@ -159,7 +188,7 @@ async def test_a_wire_that_does_not_take_is_cut_off(tmp_path: Path) -> None:
         open_.ordered.stream = "S"
         open_.ordered.start.all = True
 
-        async def requests() -> Any:
+        async def requests() -> AsyncIterator[event_pb2.SubscribeRequest]:
             yield event_pb2.SubscribeRequest(open=open_)
             await asyncio.Event().wait()
 
