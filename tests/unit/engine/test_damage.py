@@ -9,6 +9,7 @@ import hashlib
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -29,7 +30,8 @@ from support.engines import (
 from tidewire import errors
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.engine.base import CheckpointWrite, Transaction
-from tidewire_server.engine.embedded import EmbeddedEngine, open_engine, rows
+from tidewire_server.engine.embedded import EmbeddedEngine, maintenance, open_engine, rows
+from tidewire_server.engine.embedded.session import Session
 
 FLIPS = 200
 BATCHES = 40
@@ -366,14 +368,31 @@ async def test_damaged_members_join_above_all_before(broken: Path) -> None:
 
 
 async def test_damaged_chunks_may_be_stored_again(tmp_path: Path) -> None:
-    """A damaged chunk is reported by reading it, counts as missing, and heals by storing it."""
+    """
+    A damaged chunk is reported by reading it and heals by storing it, and the checkpoint that uses
+    it keeps it.
+    """
     digest = hashlib.sha256(b"chunk").digest()
+    options = replace(SMALL, chunk_grace_s=0.0)
     async with engine_at(tmp_path) as engine:
         await engine.put_chunk(digest, b"chunk")
-    change(tmp_path, "UPDATE chunk_data SET data = x'00'")
-    async with engine_at(tmp_path) as engine:
-        with pytest.raises(errors.DataCorrupt):
-            await engine.get_chunk(digest)
-        assert [digest] == list(await engine.find_missing_chunks([digest]))
-        assert not await engine.put_chunk(digest, b"chunk")
-        assert b"chunk" == await engine.get_chunk(digest)
+        epoch, _ = await engine.acquire_operator("op", 0)
+        write = CheckpointWrite("op", epoch, None, None, [(digest, 5)], b"s" * 32, ())
+        await engine.commit(Transaction(checkpoint=write))
+    for sql in ("UPDATE chunk_data SET data = x'0011223344'", "UPDATE chunks SET uses = 0"):
+        change(tmp_path, sql)
+        async with engine_at(tmp_path, options) as engine:
+            if "data" in sql:
+                with pytest.raises(errors.DataCorrupt):
+                    await engine.get_chunk(digest)
+            else:
+                assert [digest] == list(await engine.find_missing_chunks([digest]))
+            assert not await engine.put_chunk(digest, b"chunk")
+            await engine._write(sweep_later)
+            assert b"chunk" == await engine.get_chunk(digest)
+            assert [] == list(await engine.find_missing_chunks([digest]))
+
+
+def sweep_later(session: Session) -> int:
+    session.now_ns += 3600 * 10**9
+    return maintenance.sweep(session)

@@ -18,6 +18,8 @@ from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.session import Session
 
 KEEP_DEFAULT = 3
+CHUNK_GRACE_SLACK = 0.1
+"""A grace is longer by this part, so that asking again and again does not write each time."""
 _COLUMNS = "operator, revision, crc, head, chunks, inline"
 _NEWEST_FIRST = (
     f"SELECT {_COLUMNS} FROM checkpoints WHERE operator=? AND revision<? "  # noqa: S608
@@ -212,39 +214,71 @@ def delete(session: Session, operator: str, revision: int) -> int:
 # Chunks.
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Where a chunk is, and how many checkpoints use it."""
+
+    digest: bytes
+    data_id: int
+    size: int
+    uses: int
+    kept_until_ns: int = 0
+
+    def save(self, session: Session) -> None:
+        """Store the row, with its grace anew."""
+        grace_ns = int(session.options.chunk_grace_s * (1 + CHUNK_GRACE_SLACK) * 1e9)
+        kept_until_ns = session.now_ns + grace_ns
+        columns = (self.digest, self.data_id, self.size, self.uses, kept_until_ns)
+        session.execute(
+            "INSERT OR REPLACE INTO chunks VALUES (?,?,?,?,?,?)", *columns, rows.seal(*columns)
+        )
+
+
 def put_chunk(session: Session, digest: bytes, data: bytes) -> bool:
-    """Store a chunk; True when it was there."""
-    if _touch_chunk(session, digest):
-        return True
-    session.execute("INSERT INTO chunk_data (data) VALUES (?)", data)
-    _save_chunk(session, digest, session.connection.last_insert_rowid(), len(data), 0)
-    return False
+    """Store a chunk; True when it was there. What was damaged is whole again."""
+    row = session.row("SELECT * FROM chunks WHERE digest=?", digest)
+    if row is None:
+        session.execute("INSERT INTO chunk_data (data) VALUES (?)", data)
+        Chunk(digest, session.connection.last_insert_rowid(), len(data), 0).save(session)
+        return False
+    if not rows.fits(row[-1], *row[:-1]):
+        # Who uses it is not known any more: it is never removed.
+        session.execute("INSERT INTO chunk_data (data) VALUES (?)", data)
+        Chunk(digest, session.connection.last_insert_rowid(), len(data), 1).save(session)
+        return False
+    chunk = Chunk(*row[:-1])
+    whole = _read_chunk(session.connection, chunk.data_id, digest) is not None
+    if not whole:
+        session.execute("INSERT OR REPLACE INTO chunk_data VALUES (?, ?)", chunk.data_id, data)
+    chunk.save(session)
+    return whole
 
 
 def find_missing(session: Session, digests: Sequence[bytes]) -> list[bytes]:
     """Chunks that are not there; those that are get their grace anew."""
-    return [digest for digest in digests if not _touch_chunk(session, digest)]
+    return [digest for digest in digests if not _keep(session, digest)]
 
 
-def _touch_chunk(session: Session, digest: bytes) -> bool:
+def _keep(session: Session, digest: bytes) -> bool:
+    """Whether a chunk is there, for its whole grace. Its bytes are judged when they are read."""
     chunk = _find_chunk(session.connection, digest)
     if chunk is None:
         return False
-    data_id, size, uses = chunk
-    if _read_chunk(session.connection, data_id, digest) is None:
-        # What is damaged is not there: the same bytes may be stored again in its place.
-        session.execute("DELETE FROM chunk_data WHERE id=?", data_id)
-        session.execute("DELETE FROM chunks WHERE digest=?", digest)
+    stored = session.row("SELECT length(data) FROM chunk_data WHERE id=?", chunk.data_id)
+    if stored != chunk.size:
         return False
-    _save_chunk(session, digest, data_id, size, uses)
+    grace_ns = int(session.options.chunk_grace_s * 1e9)
+    # One that is used gets a grace when its last checkpoint goes.
+    if not chunk.uses and chunk.kept_until_ns < session.now_ns + grace_ns:
+        chunk.save(session)
     return True
 
 
-def _find_chunk(connection: Connection, digest: bytes) -> tuple[int, int, int] | None:
+def _find_chunk(connection: Connection, digest: bytes) -> Chunk | None:
     row = connection.execute("SELECT * FROM chunks WHERE digest=?", (digest,)).get
     if row is None or not rows.fits(row[-1], *row[:-1]):
         return None
-    return row[1], row[2], row[3]
+    return Chunk(*row[:-1])
 
 
 def _read_chunk(connection: Connection, data_id: int, digest: bytes) -> bytes | None:
@@ -254,23 +288,15 @@ def _read_chunk(connection: Connection, data_id: int, digest: bytes) -> bytes | 
     return data
 
 
-def _save_chunk(session: Session, digest: bytes, data_id: int, size: int, uses: int) -> None:
-    kept_until_ns = session.now_ns + int(session.options.chunk_grace_s * 1e9)
-    columns = (digest, data_id, size, uses, kept_until_ns)
-    session.execute(
-        "INSERT OR REPLACE INTO chunks VALUES (?,?,?,?,?,?)", *columns, rows.seal(*columns)
-    )
-
-
 def _use_chunks(session: Session, item: CheckpointWrite) -> None:
     missing = []
     for digest, size in dict(item.chunks).items():
         chunk = _find_chunk(session.connection, digest)
         if chunk is None:
             missing.append(digest)
-        elif chunk[1] != size:
+        elif chunk.size != size:
             raise errors.DigestMismatch(
-                f"chunk {digest.hex()} has {chunk[1]} bytes, not {size}",
+                f"chunk {digest.hex()} has {chunk.size} bytes, not {size}",
                 metadata={"digest": digest.hex()},
             )
     if missing:
@@ -286,8 +312,7 @@ def _count_uses(session: Session, digests: set[bytes], change: int) -> None:
     for digest in digests:
         chunk = _find_chunk(session.connection, digest)
         if chunk is not None:
-            data_id, size, uses = chunk
-            _save_chunk(session, digest, data_id, size, max(0, uses + change))
+            replace(chunk, uses=max(0, chunk.uses + change)).save(session)
 
 
 def sweep_chunks(session: Session, rows_max: int) -> int:

@@ -52,10 +52,11 @@ def join(session: Session, node_id: str, lease_s: float, groups: Sequence[str]) 
     token = session.number("fencing_token") + 1
     # A damaged row cannot say the last incarnation; the token is higher than any incarnation there
     # was.
-    whole = row is not None and rows.fits(row[-1], *row[:-1])
-    known = whole or (row is None and "members" not in session.connection.damaged)
-    last = row[1] if whole else 0
-    incarnation = last + 1 if known else token
+    incarnation = token
+    if row is not None and rows.fits(row[-1], *row[:-1]):
+        incarnation = row[1] + 1
+    elif row is None and "members" not in session.connection.damaged:
+        incarnation = 1
     session.set_number("fencing_token", token)
     member = MemberRecord(node_id, incarnation, token, lease_s, tuple(groups))
     _save(session, member)

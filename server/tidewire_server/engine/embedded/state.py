@@ -324,9 +324,10 @@ def _holds(item: state_pb2.Compare, head: Head | None) -> bool:
 
 def _check_lease(session: Session, lease: state_pb2.LeaseRef) -> None:
     row = session.row("SELECT * FROM members WHERE node_id=?", lease.node_id)
-    whole = row is not None and rows.fits(row[-1], *row[:-1])
-    if whole and row[2] == lease.fencing_token and not row[5]:
-        return
+    if row is not None and rows.fits(row[-1], *row[:-1]):
+        held = row[2] == lease.fencing_token and not row[5]
+        if held:
+            return
     raise errors.LeaseNotHeld(
         f"member {lease.node_id!r} does not hold a lease with fencing token {lease.fencing_token}; "
         "join again",
