@@ -15,6 +15,10 @@ WRITE_HIGH_BYTES: Final = 64 * KIB
 WRITE_LOW_BYTES: Final = 16 * KIB
 TURN_BYTES: Final = 128 * KIB
 """What one turn of the writer takes from the scheduler."""
+WRITTEN_POLL_S: Final = 0.01
+"""How often a connection that ends looks whether its last bytes are with the kernel."""
+LINGER_S: Final = 1.0
+"""How long a server that has drained waits for the client to close first."""
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a connection that ends may take to hand over its last bytes."""
 

@@ -71,6 +71,8 @@ class RawServer(grpc.aio.Server):
         self.registered: dict[str, Any] = {}
         self._listeners: list[Listener] = []
         self._links: dict[int, ServerLink] = {}
+        self._streams: set[WireProtocol[ServerLink]] = set()
+        """Connections whose sockets are open; some of them may have no calls any more."""
         self._opened = 0
         self._pool: ThreadPoolExecutor | None = None
         self._started = False
@@ -161,6 +163,8 @@ class RawServer(grpc.aio.Server):
             self._opened += 1
             link = ServerLink(self, protocol, now_s, identifier=self._opened, url=url)
             self._links[link.identifier] = link
+            self._streams.add(protocol)
+            protocol.lost.add_done_callback(lambda _: self._streams.discard(protocol))
             return link
 
         return WireProtocol(make, self.counters)
@@ -214,16 +218,16 @@ class RawServer(grpc.aio.Server):
             link.drain(grace_s)
         killed: asyncio.Future[Any] = self.loop.create_task(self._kill.wait())
         try:
-            while self._links and not killed.done():
-                gone = [link.protocol.lost for link in self._links.values()]
+            while self._streams and not killed.done():
+                gone = [stream.lost for stream in self._streams]
                 await asyncio.wait([killed, *gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
             killed.cancel()
         running = [task for link in self._links.values() for task in link.running()]
-        gone = [link.protocol.lost for link in self._links.values()]
         for link in list(self._links.values()):
             link.fail(Cancelled("the server stops"))
             link.protocol.flush()
+        gone = [stream.lost for stream in self._streams]
         left: list[asyncio.Future[Any]] = [*running, *gone]
         if left:
             await asyncio.wait(left, timeout=KILL_TIMEOUT_S)

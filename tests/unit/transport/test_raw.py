@@ -373,3 +373,44 @@ async def test_limits_travel(tmp_path: Path) -> None:
         answers = await asyncio.gather(*(served.stub.Say(Say(text=str(n))) for n in range(20)))
 
     assert [str(n) for n in range(20)] == [answer.text for answer in answers]
+
+
+async def test_no_answer_is_lost_when_servers_are_replaced_under_load() -> None:
+    """Calls a draining server has taken are answered, whole; the others are safe to retry."""
+    first = RawServer()
+    echo_pb2_grpc.add_EchoServiceServicer_to_server(EchoService(), first)
+    url = f"tcp://127.0.0.1:{first.add_listener('tcp://127.0.0.1:0')}"
+    await first.start()
+    server, failures, answers = first, [], 0
+    stop = asyncio.Event()
+    async with channel(url, options=TransportOptions(backoff_first_s=0.01)) as connected:
+        stub = echo_pb2_grpc.EchoServiceStub(connected)
+
+        async def work(number: int) -> None:
+            nonlocal answers
+            while not stop.is_set():
+                body = bytes(200_000 if number % 3 else 10)
+                try:
+                    answer = await stub.Say(Say(text=str(number), body=body), timeout=LIMIT_S)
+                    assert (str(number), len(body)) == (answer.text, len(answer.body))
+                    answers += 1
+                except grpc.aio.AioRpcError as error:
+                    failures.append(error.details())
+                    await asyncio.sleep(0.005)
+
+        workers = [asyncio.create_task(work(number)) for number in range(20)]
+        for _ in range(8):
+            await asyncio.sleep(0.05)
+            stopping = asyncio.create_task(server.stop(LIMIT_S))
+            await asyncio.sleep(0)
+            server = RawServer()
+            echo_pb2_grpc.add_EchoServiceServicer_to_server(EchoService(), server)
+            server.add_listener(url)
+            await server.start()
+            await asyncio.wait_for(stopping, LIMIT_S)
+        stop.set()
+        await asyncio.wait_for(asyncio.gather(*workers), LIMIT_S)
+    await server.stop(None)
+
+    assert answers > 0
+    assert [] == [text for text in failures if "safe to retry" not in str(text)]
