@@ -16,7 +16,7 @@ from tidewire.client.members import Members
 from tidewire.client.opening import Opening
 from tidewire.client.queries import Queries
 from tidewire.client.retry import RetryPolicy
-from tidewire.client.session import ClientOptions, Session, log
+from tidewire.client.session import ClientOptions, Session, log, notify
 from tidewire.client.state import State
 from tidewire.client.translate import RPC_ERRORS
 from tidewire.errors import CodecUnsupported, PermissionDenied, TidewireError, Unimplemented
@@ -157,7 +157,7 @@ class Client:
         level = log.warning if state is ConnectionState.DISCONNECTED else log.info
         level("connection to %s: %s", self.url, state.value)
         for listener in self._listeners:
-            listener(state)
+            notify(listener, state)
 
 
 def connect(

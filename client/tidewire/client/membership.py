@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from tidewire.client.session import PRIORITY_HEARTBEAT, Session, log
+from tidewire.client.session import PRIORITY_HEARTBEAT, Session, log, notify
 from tidewire.client.times import to_duration, to_seconds
 from tidewire.errors import (
     ConnectionLost,
@@ -227,7 +227,7 @@ class Membership:
 
     def _tell(self, what: str) -> None:
         if self._on_change is not None:
-            self._on_change(what, self)
+            notify(self._on_change, what, self)
 
     def _status(self) -> heartbeat_pb2.NodeStatus:
         figures = self._figures() if self._figures is not None else Figures()

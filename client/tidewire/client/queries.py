@@ -11,7 +11,7 @@ import grpc.aio
 
 from tidewire.client.opening import Opening
 from tidewire.client.responder import IN_FLIGHT_MAX, QueryHandler, Responder
-from tidewire.client.session import PRIORITY_QUERY, Session
+from tidewire.client.session import PRIORITY_QUERY, Session, notify
 from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
 from tidewire.errors import (
     ConnectionLost,
@@ -317,7 +317,7 @@ class _Gathering:
         reply = Reply(answer.payload, answer.responder, self._request_id)
         self._replies.append(reply)
         if self._on_reply is not None:
-            self._on_reply(reply)
+            notify(self._on_reply, reply)
 
     def result(self) -> Gathered:
         """What came."""

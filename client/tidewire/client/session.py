@@ -55,6 +55,14 @@ class ClientOptions:
     """When to try again."""
 
 
+def notify(listener: Callable[..., object], *news: object) -> None:
+    """Tell a listener of the application; what it raises is its own, and told to the log."""
+    try:
+        listener(*news)
+    except Exception:
+        log.exception("a listener failed on %r", news)
+
+
 class Closable(Protocol):
     """Something that is open as long as its client."""
 

@@ -12,9 +12,15 @@ from typing import Any, Generic
 import grpc.aio
 
 from tidewire.client.retry import may_reopen
-from tidewire.client.session import Metadata, RequestT, ResponseT, Session, log
+from tidewire.client.session import Metadata, RequestT, ResponseT, Session, log, notify
 from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
-from tidewire.errors import ConnectionLost, DeadlineExceeded, ProtocolViolation, TidewireError
+from tidewire.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    Internal,
+    ProtocolViolation,
+    TidewireError,
+)
 from tidewire.v1 import common_pb2
 
 Call = Any  # grpc.aio.StreamStreamCall of the stub at hand
@@ -121,6 +127,17 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
             raise ConnectionLost(f"{self.what} is closed")
 
     async def _run(self) -> None:
+        try:
+            await self._keep_open()
+        except Exception as error:  # noqa: BLE001 (the last line of defence)
+            # A mistake of this library must not leave anybody waiting for ever.
+            log.exception("%s failed", self.what)
+            self._set_connected(False)
+            self._error = Internal(f"{self.what} failed by a mistake of the client: {error!r}")
+        self._session.untrack(self)
+        self._finish(self._error)
+
+    async def _keep_open(self) -> None:
         attempt = 0
         while not self._closing:
             try:
@@ -143,8 +160,6 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
             delay_s = max(delay_s, problem.retry_after_s or 0.0)
             log.warning("%s broke, opened again in %.3f s: %s", self.what, delay_s, problem)
             await self._session.sleep(delay_s)
-        self._session.untrack(self)
-        self._finish(self._error)
 
     def _finish(self, error: TidewireError | None) -> None:
         greeted = self._greeted
@@ -157,7 +172,7 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
         if connected != self.connected:
             self.connected = connected
             if self.on_connection is not None:
-                self.on_connection(connected)
+                notify(self.on_connection, connected)
 
     async def _one_call(self) -> None:
         first = await self._first_request()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tidewire.client.message import Message, MessageBatch
-from tidewire.client.session import PRIORITY_EVENTS, Session, log
+from tidewire.client.session import PRIORITY_EVENTS, Session, log, notify
 from tidewire.client.settling import Settlements
 from tidewire.client.stream import ReopeningStream
 from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError
@@ -379,7 +379,7 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         self.lost += messages
         log.warning("%s was too slow: %d messages were lost", self.what, messages)
         if self._on_lost is not None:
-            self._on_lost(messages)
+            notify(self._on_lost, messages)
 
     def _may_leave(self) -> bool:
         # What the application has in hand can still be acknowledged, until the server cuts.

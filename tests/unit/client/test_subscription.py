@@ -8,7 +8,8 @@ import pytest
 
 from support.scripted import Conversation, ScriptedEvents, client_of, events_of, eventually, idle
 from tidewire.client.message import Message
-from tidewire.errors import ConnectionLost, DeadlineExceeded, StaleAck, StreamNotFound
+from tidewire.client.subscription import Subscription
+from tidewire.errors import ConnectionLost, DeadlineExceeded, Internal, StaleAck, StreamNotFound
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.batch import encode_payloads
 
@@ -359,6 +360,48 @@ async def test_refusals_end_a_subscription() -> None:
             await subscription.next(timeout_s=20)
         with pytest.raises(StreamNotFound):
             await subscription.join()
+
+
+async def test_a_listener_that_fails_does_no_harm() -> None:
+    """What an application's listener raises is logged; messages go on."""
+
+    async def serve(conversation: Conversation) -> None:
+        await conversation.greet()
+        await conversation.write(lost=event_pb2.Lost(messages=5, messages_total=5))
+        await conversation.write(delivery=live(1))
+        await idle(conversation)
+
+    def fail(_: int) -> None:
+        raise ValueError("of the application")
+
+    events = ScriptedEvents(subscribe=[serve])
+    async with (
+        client_of(events_of(events)) as client,
+        client.events.subscribe("a", on_lost=fail) as subscription,
+    ):
+        await subscription.next(timeout_s=20)
+
+        assert 5 == subscription.lost
+
+
+async def test_a_mistake_of_the_client_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An unexpected exception in the reader ends the subscription with an error."""
+
+    async def serve(conversation: Conversation) -> None:
+        await conversation.greet()
+        await conversation.write(delivery=live(1))
+        await idle(conversation)
+
+    def mistake(*_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(Subscription, "_deliver", mistake)
+    events = ScriptedEvents(subscribe=[serve])
+    async with client_of(events_of(events)) as client, client.events.subscribe("a") as subscription:
+        with pytest.raises(Internal, match="a mistake"):
+            await subscription.next(timeout_s=20)
 
 
 async def test_closing_ends_the_iteration() -> None:
