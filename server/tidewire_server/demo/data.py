@@ -129,13 +129,12 @@ def _given(path: Path) -> Dataset:
     readings = _in_order(_parse(path))
     if len(readings) < ROWS_LEAST:
         raise DatasetError(f"{path} has {len(readings)} rows; at least {ROWS_LEAST} are needed")
-    rows = list(readings)
-    cities = {reading.city for reading in rows}
+    cities = {reading.city for reading in readings}
     if len(cities) > CITIES_MAX:
         raise DatasetError(f"{path} has {len(cities)} cities; at most {CITIES_MAX} can be used")
-    # The last reading of each hour becomes a record, the newest ones a series of changes.
-    records = {f"readings/{r.city}/{r.time}": r.payload for r in rows[:RECORDS_MAX]}
-    series = [(f"latest/{r.city}", r.payload) for r in rows[-SERIES_MAX:]]
+    # Records are written once, under keys of their own; a series writes the same key many times.
+    records = {f"readings/{r.city}/{r.time}": r.payload for r in readings[:RECORDS_MAX]}
+    series = [(f"latest/{r.city}", r.payload) for r in readings[-SERIES_MAX:]]
     return Dataset(str(path), readings, records, series)
 
 

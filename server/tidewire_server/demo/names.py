@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
-LEASE_S = 2.0
+LEASE_S: Final = 3.0
 """Lease of the operator: it is DEAD after this long without a beat."""
 
 

@@ -46,7 +46,7 @@ class DemoServer:
         if client is not None:
             options["cert"] = f"{self.certificates / client}.pem"
             options["key"] = f"{self.certificates / client}.key"
-        return f"{url}?{urlencode(options, safe="/", quote_via=quote)}"
+        return url + "?" + urlencode(options, safe="/", quote_via=quote)
 
     async def end(self) -> None:
         """End it in order. Error: ChildFailed."""
