@@ -37,8 +37,6 @@ PENDING_BYTES_MAX: Final = 16 * 1024 * 1024
 """Payload bytes published and not answered, before `publish` waits."""
 GRANT_BYTES_LEAST: Final = 1_024
 LANES_MAX: Final = 4_096
-END_TIMEOUT_S: Final = 5.0
-"""Time for the server to end a call that this side has ended."""
 
 AckFuture = asyncio.Future[PublishAck]
 
@@ -184,11 +182,9 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
                 await self.flush()
             except TidewireError as error:
                 log.warning("closing %s: %s", self.what, error)
-            # End the requests and let the server finish: to cancel would drop what is on its way,
-            # which for a publisher without acknowledgements nobody would notice.
-            self._closing = self._draining = True
-            self._wake.set()
-            await asyncio.wait([self._task], timeout=min(self.timeout_s, END_TIMEOUT_S))
+            # To cancel would drop what is on its way, which for a publisher without
+            # acknowledgements nobody would notice.
+            await self._end_requests()
         await super().close()
 
     @property

@@ -7,7 +7,7 @@ Subclasses say what to send first, what is ready to be sent, and what to do with
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Generic
+from typing import Any, Final, Generic
 
 import grpc.aio
 
@@ -22,6 +22,9 @@ from tidewire.errors import (
     TidewireError,
 )
 from tidewire.v1 import common_pb2
+
+END_TIMEOUT_S: Final = 5.0
+"""Time for the server to end a call that this side has ended."""
 
 Call = Any  # grpc.aio.StreamStreamCall of the stub at hand
 
@@ -116,6 +119,16 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
             task.cancel()
             await asyncio.wait([task])
         self._finish(self._error)
+
+    async def _end_requests(self) -> None:
+        """Send what is ready, end this side of the call, and let the server finish it."""
+        task = self._task
+        if task is None or task.done():
+            return
+        self._closing = self._draining = True
+        self._wake.set()
+        limit_s = min(END_TIMEOUT_S, self._session.options.timeout_s)
+        await asyncio.wait([task], timeout=limit_s)
 
     def _is_closing(self) -> bool:
         return self._closing

@@ -16,7 +16,7 @@ from typing import Any, Final
 from tidewire.client.message import Message, MessageBatch
 from tidewire.client.session import PRIORITY_EVENTS, Session, log, notify
 from tidewire.client.settling import Settlements
-from tidewire.client.stream import ReopeningStream
+from tidewire.client.stream import END_TIMEOUT_S, ReopeningStream
 from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.v1.event_pb2_grpc import EventServiceStub
@@ -176,15 +176,23 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
             raise self._error
 
     async def close(self) -> None:
-        """Send what is acknowledged, then end; messages not taken are left to others."""
-        if self._acks.busy and self.connected and not self._closing:
-            try:
-                async with asyncio.timeout(self._session.options.timeout_s):
-                    self._wake.set()
-                    await self._acks.confirm(0, 0)
-            except (TimeoutError, TidewireError) as error:
-                log.warning("closing %s: acknowledgements were not confirmed: %s", self.what, error)
+        """Send what is acknowledged, then end; messages not taken are others' when this returns."""
+        if self._source.settled and self.connected and not self._closing:
+            if self._handler_waits:
+                await self._confirm_acks()  # and stop the handler where it waits
+            else:
+                await self._end_requests()
+            if self._acks.busy:
+                log.warning("%s was closed before all acknowledgements were confirmed", self.what)
         await super().close()
+
+    async def _confirm_acks(self) -> None:
+        try:
+            async with asyncio.timeout(min(END_TIMEOUT_S, self._session.options.timeout_s)):
+                self._wake.set()
+                await self._acks.confirm(0, 0)
+        except (TimeoutError, TidewireError) as error:
+            log.warning("closing %s: no answer to an acknowledgement: %r", self.what, error)
 
     # Acknowledging (see `message.Settler`).
 
@@ -258,6 +266,8 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         return None
 
     def _deliver(self, delivery: event_pb2.Delivery) -> Awaitable[None] | None:
+        if self._closing:
+            return None  # it comes again, to others
         if self._handler is None:
             self._queue.append((self._call, delivery))
             self._arrived.set()
@@ -383,7 +393,7 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
 
     def _may_leave(self) -> bool:
         # What the application has in hand can still be acknowledged, until the server cuts.
-        return not self._source.settled
+        return not self._source.settled or (self._closing and not self._acks.buffer)
 
     def _broken(self) -> None:
         self._acks.broken()

@@ -101,6 +101,23 @@ async def test_fetched_messages_are_settled(client: Client) -> None:
         await messages[0].ack(confirm=True)
 
 
+async def test_a_closed_consumer_leaves_its_messages_to_others(client: Client) -> None:
+    """What was not acknowledged can be had by others as soon as close returns; acks are kept."""
+    stream = client.events.stream("jobs")
+    await stream.create("jobs")
+    await stream.consumer("c").create()
+    await client.events.publish_many("jobs", [str(number) for number in range(10)])
+
+    async with client.events.consume("jobs", "c") as consuming:
+        for _ in range(4):
+            await (await consuming.next(timeout_s=20)).ack()
+    left = await client.events.fetch("jobs", "c")
+
+    assert [(sequence, 2) for sequence in range(5, 11)] == [
+        (message.sequence, message.attempt) for message in left
+    ]
+
+
 async def test_live_events_reach_handlers(client: Client) -> None:
     """A handler gets every live message, in order."""
     got: list[bytes] = []
