@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from tidewire.v1 import common_pb2, event_pb2, event_pb2_grpc
+from tidewire.v1 import event_pb2, event_pb2_grpc
 from tidewire_server.core import Context, Core
 from tidewire_server.services.event.admin import Administration
 from tidewire_server.services.event.exchange import Exchange
@@ -37,16 +37,6 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         """Stop, and store the progress of the consumers."""
         await self._commits.close()
         await self._exchange.close()
-
-    def fan_out(self, batch: common_pb2.Batch) -> int:
-        """
-        Hand a batch that no stream takes to live subscribers, for other services; it is not checked
-        here.
-
-        Returns:
-            How many got it.
-        """
-        return self._publisher.fan_out(batch).receivers
 
     # Publishing and receiving.
 

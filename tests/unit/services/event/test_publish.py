@@ -155,11 +155,3 @@ async def test_to_pass_the_credit_ends_the_stream(
             await publication.publish(publish_id, encode_payloads("s", [b"a"] * 9))
         with pytest.raises(errors.CreditExceeded):
             await publication.results(3)
-
-
-async def test_the_service_hands_on_for_others(events: Events) -> None:
-    """Other services hand batches that no stream takes to live subscribers."""
-    live = await events.live("out")
-
-    assert 1 == events.service.fan_out(encode_payloads("out", [b"x"]))
-    assert [b"x"] == payloads(await live.delivery())
