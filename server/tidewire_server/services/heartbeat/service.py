@@ -95,8 +95,9 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
         self._joins: set[asyncio.Task[Change]] = set()
         self._gone: deque[tuple[str, int]] = deque(maxlen=RECORDS_PENDING_MAX)
         self._gone_event = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self._is_closing = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Take the stored members back, and start to judge."""
@@ -111,10 +112,12 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
         self._set_timer()
 
     async def close(self) -> None:
-        """Stop judging; nobody dies because the server goes."""
+        """Stop judging, and store who has left; nobody dies because the server goes."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
+        self._is_closing = True
+        self._gone_event.set()
+        for task in self._tasks[1:]:  # the first one ends when all is stored
             task.cancel()
         await asyncio.gather(*self._tasks, *self._joins, return_exceptions=True)
         for watcher in list(self._watchers):
@@ -348,7 +351,7 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
         What cannot be stored is no harm: after a start such a member has one more lease, and dies.
         """
         engine = self._core.engine
-        while True:
+        while self._gone or not self._is_closing:
             await self._gone_event.wait()
             batch = [self._gone.popleft() for _ in range(min(len(self._gone), RECORDS_AT_ONCE_MAX))]
             if not self._gone:
