@@ -69,6 +69,8 @@ def channel_options(options: TransportOptions) -> Options:
         ("grpc.min_reconnect_backoff_ms", int(options.backoff_first_s * _MS)),
         ("grpc.max_reconnect_backoff_ms", int(options.backoff_last_s * _MS)),
         ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
+        # Or a new channel would wait out the backoff of another one of this process.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.primary_user_agent", options.agent or AGENT),
     ]
 
