@@ -38,7 +38,10 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    folder: Path, wires: tuple[str, ...] = WIRES, **sections: dict[str, Any]
+    folder: Path,
+    wires: tuple[str, ...] = WIRES,
+    certificates: Certificates | None = None,
+    **sections: dict[str, Any],
 ) -> AsyncIterator[Running]:
     """
     Run a server with its data in ``folder``, all ports picked, stopped by its own handle.
@@ -46,9 +49,10 @@ async def running(
     Args:
         folder: For the store (``folder/data``) and the certificates; used again, the same store.
         wires: Schemes to listen on.
+        certificates: Those of a server before, whose clients go on; by default new ones.
         sections: Options by section, over those a test needs.
     """
-    certificates = Certificates.make(folder / "certs")
+    certificates = certificates or Certificates.make(folder / "certs")
     server = Server(make_config(folder, certificates, wires, **sections))
     await server.start()
     try:
