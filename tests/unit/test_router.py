@@ -44,7 +44,9 @@ class Serving:
     """A router on a gRPC server."""
 
     def __init__(self, router: Router) -> None:
-        state_pb2_grpc.add_StateServiceServicer_to_server(Servicer(), router)  # type: ignore[arg-type]
+        servicer = Servicer()  # type: ignore[abstract]  # these methods are enough
+        registering: Any = router
+        state_pb2_grpc.add_StateServiceServicer_to_server(servicer, registering)
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self.server.add_generic_rpc_handlers((router,))
         self.port = self.server.add_insecure_port("127.0.0.1:0")
@@ -62,7 +64,7 @@ class Serving:
 def error_of(raised: grpc.aio.AioRpcError) -> errors.TidewireError:
     """The typed error of a failed call, from the trailer that carries it."""
     trailers = dict(raised.trailing_metadata())
-    status = status_pb2.Status.FromString(trailers[errors.STATUS_TRAILER])  # type: ignore[arg-type]
+    status = status_pb2.Status.FromString(trailers[errors.STATUS_TRAILER])
     assert raised.code().value[0] == status.code
     return errors.from_status(status)
 

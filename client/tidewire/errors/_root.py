@@ -274,6 +274,6 @@ def _unpack(
     bad_request: error_details_pb2.BadRequest,
 ) -> None:
     for target in (info, retry, bad_request):
-        if detail.Is(target.DESCRIPTOR):
+        if detail.TypeName() == target.DESCRIPTOR.full_name:
             detail.Unpack(target)
             return

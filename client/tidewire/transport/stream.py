@@ -38,7 +38,7 @@ ConnectionT = TypeVar("ConnectionT", bound=Connection)
 
 class _Scratch(threading.local):
     """
-    Where reads land: one buffer for each event loop, emptied before the next read of any connection.
+    Where reads land: one buffer for each loop, emptied before the next read of any connection.
 
     A buffer of its own for every read, which is what a plain protocol gets, costs four calls to the
     kernel and fresh pages for 20 bytes as for 256 KiB: 20 of 117 microseconds of a unary call.

@@ -137,7 +137,7 @@ async def test_bounds_reach_what_they_bind(tmp_path: Path) -> None:
         "wire": {"unread_bytes_max": 1_234_567, "unsent_bytes_max": 234_567},
         "engine": {"history_changes_max": 345},
     }
-    async with running(tmp_path, ("tcp",), **options) as it:
+    async with running(tmp_path, ("tcp",), None, **options) as it:
         limits = it.server.listeners.raw["tcp"].options.limits
         engine: Any = it.server.core.engine
 
