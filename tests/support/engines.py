@@ -94,9 +94,10 @@ async def messages_of(
 ) -> dict[int, bytes]:
     """All messages from a sequence on, by sequence."""
     found: dict[int, bytes] = {}
+    position = first
     while True:
         part = await engine.read_stream(
-            stream, first, messages_max=1000, bytes_max=1_000_000, subjects=subjects
+            stream, position, messages_max=1000, bytes_max=1_000_000, subjects=subjects
         )
         for stored in part.batches:
             payloads = common_pb2.PayloadList.FromString(stored.batch.body).payload
@@ -107,4 +108,4 @@ async def messages_of(
                 found[stored.first_sequence + place] = payloads[index]
         if part.next_sequence > part.last_sequence:
             return {sequence: data for sequence, data in found.items() if sequence >= first}
-        first = part.next_sequence
+        position = part.next_sequence

@@ -28,7 +28,8 @@ from support.faulty_disk import Disk, Fault, error_at, full_from, power_cut_at
 from tidewire import errors
 from tidewire.v1 import common_pb2
 from tidewire_server.engine.base import Transaction
-from tidewire_server.engine.embedded import EmbeddedEngine, EngineOptions
+from tidewire_server.engine.embedded import EmbeddedEngine, EngineOptions, full_disk
+from tidewire_server.engine.embedded.files import Ballast
 
 STEPS = 8
 NAMES = itertools.count()
@@ -233,7 +234,7 @@ async def test_a_full_disk_refuses_and_goes_on(tmp_path: Path, disk: Disk) -> No
 
 
 async def test_deleting_is_possible_on_a_full_disk(tmp_path: Path, disk: Disk) -> None:
-    """The ballast is given up for what makes room, not for what takes it."""
+    """The ballast is given up for what makes room, not for what takes it, and taken again."""
     options = replace(options_on(disk), ballast_bytes=4096)
     ballast = tmp_path / "store" / "ballast"
 
@@ -247,8 +248,37 @@ async def test_deleting_is_possible_on_a_full_disk(tmp_path: Path, disk: Disk) -
         disk.fault = fault
         await work(engine, ledger, range(3, 5))
         assert 2 == len(ledger.refusals)
-        assert ballast.stat().st_size == 4096
+        assert 4096 == ballast.stat().st_size
 
         assert 3 == await engine.purge_stream("orders", 0)
-        assert not ballast.exists()
+        assert 4096 == ballast.stat().st_size
         disk.fault = None
+        await work(engine, ledger, range(5, 6))
+        assert 2 == len(ledger.refusals)
+
+
+async def test_without_ballast_nothing_takes_room(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the ballast cannot be taken again deleting goes on and everything else is refused."""
+    options = replace(options_on(disk), ballast_bytes=4096)
+    ballast = tmp_path / "store" / "ballast"
+    async with engine_at(tmp_path / "store", options) as engine:
+        await engine.create_stream(stream_config())
+        ledger = Ledger()
+        await work(engine, ledger, range(3))
+        disk.fault = lambda _, kind: (
+            apsw.FullError("full") if kind == "write" and ballast.exists() else None
+        )
+        monkeypatch.setattr(Ballast, "take", lambda _: False)
+        assert 3 == await engine.purge_stream("orders", 0)
+        await work(engine, ledger, range(3, 4))
+        assert 1 == len(ledger.refusals)
+        await engine.compact_state(2)
+
+        monkeypatch.undo()
+        monkeypatch.setattr(full_disk, "RETRY_S", 0.0)
+        disk.fault = None
+        await work(engine, ledger, range(4, 5))
+        assert 1 == len(ledger.refusals)
+        assert ballast.exists()

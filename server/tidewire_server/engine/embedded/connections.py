@@ -66,6 +66,8 @@ def make_database(directory: Path) -> None:
     connection = apsw.Connection(str(part))
     try:
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+        # So that pages that were freed can be given back when the disk is full.
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")

@@ -246,7 +246,6 @@ class EmbeddedEngine(StreamEngine):
                     removed = await self._write(maintenance.sweep, frees=True)
                 if rounds % 60 == 0:
                     await self._write(maintenance.sweep_producers, frees=True)
-                    await asyncio.to_thread(self._store.ballast.take)
 
     # State.
 

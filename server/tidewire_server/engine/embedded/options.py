@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-BALLAST_BYTES_DEFAULT = 16 * 1024 * 1024
+BALLAST_BYTES_DEFAULT = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class EngineOptions:
         producer_idle_s: A producer that published nothing for so long is forgotten.
         sweep_interval_s: How often what is over (age, deleted streams, old requests) is removed.
         sweep_rows_max: Most rows one sweep removes, so that publishing does not wait long.
-        ballast_bytes: Space held back, given up when the disk is full so that deleting is possible.
+        ballast_bytes: Space held back, given up when the disk is full so that deleting is possible;
+            at least what the write-ahead log takes (``wal_pages_max`` and one group).
         chunk_grace_s: How long a chunk that no checkpoint needs is kept.
         documents_max: Documents of one kind.
         synchronous: SQLite's level for durable groups; another one than FULL is for showing that
@@ -40,13 +41,13 @@ class EngineOptions:
     """
 
     group_transactions_max: int = 4096
-    group_bytes_max: int = 16 * 1024 * 1024
+    group_bytes_max: int = 8 * 1024 * 1024
     pending_transactions_max: int = 65_536
     pending_bytes_max: int = 64 * 1024 * 1024
     reads_pending_max: int = 16_384
     readers: int = 2
     cache_bytes: int = 32 * 1024 * 1024
-    wal_pages_max: int = 8192
+    wal_pages_max: int = 4096
     history_changes_max: int = 100_000
     message_ids_max: int = 1_000_000
     producers_max: int = 10_000

@@ -25,6 +25,7 @@ import apsw
 from tidewire import errors
 from tidewire.v1 import common_pb2
 from tidewire_server.engine.embedded.files import Ballast
+from tidewire_server.engine.embedded.full_disk import FullDisk
 from tidewire_server.engine.embedded.session import Effects, Session
 from tidewire_server.engine.embedded.trimming import trim
 from tidewire_server.engine.embedded.views import StreamView, views_of
@@ -115,7 +116,7 @@ class Writer:
         self.failure: BaseException | None = None
         self._session = session
         self._options = session.options
-        self._ballast = ballast
+        self._full = FullDisk(session.connection, ballast)
         self._loop = loop
         self._deliver = deliver
         self._failed = failed
@@ -184,7 +185,7 @@ class Writer:
                 if job.future.cancelled():
                     job.error = asyncio.CancelledError()
             if self.failure is None:
-                self._commit_or_isolate(live)
+                self._commit_or_isolate(self._refuse_without_room(live))
             else:
                 for job in live:
                     job.error = unavailable()
@@ -249,12 +250,27 @@ class Writer:
     def _alone(self, job: Job[Any]) -> None:
         """Try one transaction by itself, with the ballast's help when it makes room."""
         error = self._try([job])
-        if isinstance(error, apsw.FullError) and job.frees and self._ballast.give_up():
+        if isinstance(error, apsw.FullError) and job.frees and self._full.give_up_ballast():
             error = self._try([job])
-        if error is not None and self.failure is None:
-            job.error = translate(error)
-        elif error is not None:
-            job.error = outcome_unknown()
+            self._recover()
+        if error is not None:
+            job.error = outcome_unknown() if is_fatal(error) else translate(error)
+
+    def _recover(self) -> None:
+        if self.failure is None:
+            try:
+                self._full.recover()
+            except apsw.Error as exc:
+                self._fail(exc)
+
+    def _refuse_without_room(self, jobs: list[Job[Any]]) -> list[Job[Any]]:
+        """While the disk is full only what makes room is done."""
+        if not self._full.refuses():
+            return jobs
+        for job in jobs:
+            if not job.frees:
+                job.error = translate(apsw.FullError())
+        return [job for job in jobs if job.frees]
 
     def _try(self, jobs: Sequence[Job[Any]]) -> Exception | None:
         """Do a group. On an error everything is taken back, and nobody has an answer."""
