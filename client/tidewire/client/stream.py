@@ -225,7 +225,7 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
             raise ConnectionLost("the server is draining")
         if kind != "opened":
             raise ProtocolViolation(f"{self.what}: the first response is {kind}, not opened")
-        self._draining = False
+        self._draining = self._closing  # closed while it was opened: nothing more is sent
         self._opened(response.opened)
         self._wake.set()
         self._set_connected(True)
