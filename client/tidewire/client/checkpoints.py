@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from tidewire.client.chunks import ChunkStore, cut
+from tidewire.client.naming import level_of
 from tidewire.client.session import PRIORITY_BULK, Session, log
 from tidewire.client.times import to_datetime
 from tidewire.client.transaction import Operations, Transaction
@@ -85,7 +86,7 @@ class Committed:
 
     Attributes:
         revision: Revision of the checkpoint.
-        durability: Level reached.
+        durability: Level reached; it prints as its word.
         outputs: Where the outputs went, in order.
         state_revision: Store revision of State after it.
         chunks_sent: Chunks that had to be uploaded.
@@ -194,7 +195,7 @@ class Operator:
         self.revision = response.revision
         return Committed(
             revision=response.revision,
-            durability=response.durability,
+            durability=level_of(response.durability),
             outputs=tuple(response.outputs),
             state_revision=response.state_revision,
             chunks_sent=sent,

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
+from tidewire.client.naming import level_of
 from tidewire.errors import Overloaded, ProducerGap, TidewireError
 from tidewire.v1 import common_pb2, event_pb2
 
@@ -27,7 +28,7 @@ class PublishAck(NamedTuple):
         stream: Stream that stored it; empty when no stream takes the subject.
         sequence: Its sequence there; of the first copy for a duplicate; 0 when it is not stored,
             or not known because other messages of its batch were duplicates.
-        durability: Level reached.
+        durability: Level reached; it prints as "memory", "os", "fsync" or "quorum".
         duplicate: It was stored before under the same message id, and not again.
         receivers: Live subscriptions it was handed to, where no stream takes the subject.
     """
@@ -115,7 +116,7 @@ def read_ack(
     return PublishAck(
         response.stream,
         first + index if first else 0,
-        response.durability,
+        level_of(response.durability),
         duplicates == count and not own_duplicates,
         response.receivers,
     )

@@ -1,7 +1,8 @@
 """Options that people write as words, and the enums they travel as."""
 
 from datetime import datetime
-from typing import Final, TypeAlias
+from enum import IntEnum
+from typing import Any, Final, TypeAlias
 
 from tidewire.client.times import to_timestamp
 from tidewire.errors import InvalidArgument
@@ -12,6 +13,21 @@ Durability: TypeAlias = str | common_pb2.Durability.ValueType
 Start: TypeAlias = str | int | datetime
 """``"new"``, ``"all"``, ``"last"``, a sequence, or a time with its zone."""
 
+
+class DurabilityLevel(IntEnum):
+    """A level of durability: equal to the enum of the proto, and printed as its word."""
+
+    UNSPECIFIED = common_pb2.DURABILITY_UNSPECIFIED
+    MEMORY = common_pb2.DURABILITY_MEMORY
+    OS = common_pb2.DURABILITY_OS
+    FSYNC = common_pb2.DURABILITY_FSYNC
+    QUORUM = common_pb2.DURABILITY_QUORUM
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+_LEVELS: Final[dict[int, Any]] = {int(level): level for level in DurabilityLevel}
 _DURABILITIES: Final = {
     "memory": common_pb2.DURABILITY_MEMORY,
     "os": common_pb2.DURABILITY_OS,
@@ -30,6 +46,14 @@ def durability_of(level: Durability | None) -> common_pb2.Durability.ValueType:
     if found is None:
         raise InvalidArgument(f"durability {level!r} is none of {', '.join(_DURABILITIES)}")
     return found
+
+
+def level_of(
+    level: common_pb2.Durability.ValueType,
+) -> common_pb2.Durability.ValueType:
+    """Return a level of the server such that it prints as its word; an unknown one as it is."""
+    known: common_pb2.Durability.ValueType = _LEVELS.get(level, level)
+    return known
 
 
 def start_of(start: Start) -> event_pb2.StartPosition:

@@ -70,6 +70,7 @@ async def test_events_of_a_stream(client: Client) -> None:
     fetched, following = await client.events.fetch_from("orders", messages_max=100)
 
     assert (1, 1, True) == (first.sequence, again.sequence, again.duplicate)
+    assert "fsync" == str(first.durability)
     assert [2, 3, 4, 5, 6] == [ack.sequence for ack in many]
     assert [b"1", b"2", b"3", b"4"] == read
     assert [(n, 1) for n in range(1, 7)] == sorted(set(attempts) - {(2, 2)})
