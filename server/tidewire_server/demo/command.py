@@ -102,7 +102,8 @@ async def _demonstrate(dataset: Dataset, wires: Sequence[str], as_json: bool, ke
             else:
                 await server.end()
     except TidewireError as error:
-        progress.say(f"failed: {error.message}")
+        progress.say(f"failed: {error.message}\nlogs and data are in {folder}")
+        folder_stays = True
         return EXIT_UNVERIFIED
     finally:
         if not folder_stays:

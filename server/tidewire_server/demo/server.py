@@ -16,8 +16,12 @@ LISTEN: Final[Mapping[str, str]] = {
     "grpc": "grpc://127.0.0.1:0",
     "tcp": "tcp://127.0.0.1:0",
 }
-"""Where to listen for each wire, in the order of the demo; port 0 picks one."""
+"""
+Where to listen for each wire, in the order of the demo: a wire is added by its URL. Port 0 picks a
+port, ``{folder}`` is the demo's folder.
+"""
 ENCRYPTED: Final = frozenset({"grpcs", "tls"})
+"""Those of them whose clients need a certificate."""
 READY_TIMEOUT_S: Final = 20.0
 DRIVER: Final = "demo-driver"
 OPERATOR: Final = "demo-operator"
@@ -66,7 +70,7 @@ async def start(children: Children, folder: Path, wires: Sequence[str]) -> DemoS
     certs.init(certificates, leaves)
     command = [sys.executable, "-m", "tidewire.cli", "serve"]
     for wire in wires:
-        command += ["--listen", LISTEN[wire]]
+        command += ["--listen", LISTEN[wire].format(folder=folder)]
     command += ["--server-data-dir", f"{folder / 'data'}", "--server-node-id", "demo-server"]
     command += ["--tls-ca", f"{certificates / 'ca.pem'}"]
     command += ["--tls-certificate", f"{certificates / 'server.pem'}"]
