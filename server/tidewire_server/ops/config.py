@@ -232,7 +232,7 @@ class Engine(Section, frozen=True):
     ] = 100_000
     ballast_bytes: Annotated[
         int, count("space kept in reserve, so that a full disk can be cleaned up", least=0)
-    ] = 4 * MIB
+    ] = 32 * MIB
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -120,10 +120,10 @@ def test_what_has_expired_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     certs.init(tmp_path, [CLIENT])
     monkeypatch.setattr(certs, "datetime", Later)
 
-    with pytest.raises(CertificateError, match=r"laptop.pem expired on .* use --force"):
+    with pytest.raises(CertificateError, match=r"laptop\.pem expired on .* use --force"):
         certs.init(tmp_path, [CLIENT])
     Later.days = 366
-    with pytest.raises(CertificateError, match="ca.pem expired"):
+    with pytest.raises(CertificateError, match=r"ca\.pem expired"):
         certs.init(tmp_path, [CLIENT])
 
 
