@@ -339,7 +339,6 @@ async def test_a_flood_of_calls_is_refused(process: ServerProcess, wire: str, na
     request.wait.FromSeconds(20)
     data = request.SerializeToString()
     async with meanwhile(process, wire, name):
-        request.after_revision = 1 << 30
         reader, writer = await raw(process, wire)
         draining = asyncio.create_task(_read_all(reader))
         writer.write(GREETING[wire])
