@@ -155,7 +155,8 @@ class Client:
             return
         self._state = state
         level = log.warning if state is ConnectionState.DISCONNECTED else log.info
-        level("connection to %s: %s", self.url, state.value)
+        # Without its query, which names key files.
+        level("connection to %s: %s", self.url.partition("?")[0], state.value)
         for listener in self._listeners:
             notify(listener, state)
 

@@ -299,9 +299,9 @@ class Engine(Protocol):
         subjects: Sequence[str] = (),
     ) -> StreamSlice:
         """
-        Batches from ``first_sequence`` on, at least one when there is one; a range that is
-        quarantined is skipped, and reported by `errors.DataCorrupt` (metadata ``first_sequence``,
-        ``last_sequence``) when it is the first thing there.
+        Batches from ``first_sequence`` on, at least one when there is one. Ends before a range that
+        is quarantined; the read that would begin with it raises `errors.DataCorrupt` (metadata
+        ``first_sequence``, ``last_sequence``).
         """
         ...
 
