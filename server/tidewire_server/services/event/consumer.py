@@ -346,17 +346,27 @@ class ConsumerRunner:
             return
         if subscriber not in self.subscribers or not subscriber.has_room:
             return  # it changed while the batch was read; another one is chosen
-        if not subscriber.accepts(len(stored.batch.body)):
-            return
-        runs = self.ledger.redeliver(
-            max(ready, stored.first_sequence),
-            stored.last_sequence,
-            subscriber.allowance.messages_left,
-            subscriber.owner,
-            self._core.clock(),
-        )
-        for attempt in sorted({run.attempt for run in runs}):
-            self._put(subscriber, stored, [run for run in runs if run.attempt == attempt])
+        if subscriber.accepts(len(stored.batch.body)):
+            self._put_again(stored, max(ready, stored.first_sequence), subscriber)
+
+    def _put_again(self, stored: StoredBatch, first: int, subscriber: ConsumerSubscriber) -> None:
+        """
+        Deliver again what is ready of a batch, in the order of the stream.
+
+        A response has one number of deliveries: where it changes, the next response begins.
+        """
+        while subscriber.has_room:
+            runs = self.ledger.redeliver(
+                first,
+                stored.last_sequence,
+                subscriber.allowance.messages_left,
+                subscriber.owner,
+                self._core.clock(),
+            )
+            if not runs:
+                return
+            first = runs[-1].last + 1
+            self._put(subscriber, stored, runs)
 
     def _put(
         self, subscriber: ConsumerSubscriber, stored: StoredBatch, runs: Sequence[Run]

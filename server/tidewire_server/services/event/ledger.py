@@ -164,11 +164,16 @@ class ConsumerLedger:
     def redeliver(
         self, first: int, last: int, messages_max: int, owner: Hashable, now: float
     ) -> list[Run]:
-        """Deliver again what is ready in this range, at most so many messages; returns what is."""
+        """
+        Deliver again the first messages that are ready in this range, as many as stand before the
+        same delivery, at most so many: they fit in one response. Returns what is.
+        """
         runs: list[Run] = []
         for found in self._segments.find(first, last):
-            if found.phase is not Phase.READY or messages_max <= 0:
+            if found.phase is not Phase.READY:
                 continue
+            if messages_max <= 0 or (runs and found.attempt + 1 != runs[0].attempt):
+                break
             start = max(first, found.first)
             end = min(last, found.last, start + messages_max - 1)
             for segment in self._carve(start, end):

@@ -137,6 +137,25 @@ async def test_a_subscription_that_ends_gives_back(events: Events) -> None:
     assert ([3, 4, 5], 2) == (sequences(again), again.attempt)
 
 
+async def test_what_is_taken_back_in_part_comes_in_the_order_of_the_stream(events: Events) -> None:
+    """Messages of one batch that were delivered more and less often go out in sequence."""
+    await events.create_consumer("S", "c")
+    one = await events.consume("S", "c")
+    await events.publish("s.a", [b"x"] * 6)
+    await one.delivery()
+    for sequences_again in ([1, 2], [5]):
+        await one.settle(sequences_again[0], sequences_again[-1], RETRY, attempt=1)
+        assert sequences_again == sequences(await one.delivery())
+    two = await events.consume("S", "c")
+    one.close()
+
+    again = [await two.delivery() for _ in range(4)]
+
+    assert [([1, 2], 3), ([3, 4], 2), ([5], 3), ([6], 2)] == [
+        (sequences(delivery), delivery.attempt) for delivery in again
+    ]
+
+
 async def test_a_client_that_ends_its_requests_is_done(events: Events) -> None:
     """To half-close a consumer's subscription ends it cleanly after its answers."""
     await events.create_consumer("S", "c")
