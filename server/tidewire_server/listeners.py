@@ -17,6 +17,7 @@ from tidewire.transport import (
     TransportOptions,
     WireUrl,
     grpc_server,
+    listener_schemes,
     parse_url,
 )
 from tidewire.v1 import server_pb2
@@ -24,7 +25,6 @@ from tidewire_server.ops.config import ENCRYPTED_SCHEMES, Config, ConfigError
 from tidewire_server.router import Router
 
 GRPC_SCHEMES: Final = ("grpc", "grpcs")
-RAW_SCHEMES: Final = ("tcp", "tls")
 
 
 @dataclass(slots=True)
@@ -74,18 +74,18 @@ class Listeners:
 
     def _add(self, url: WireUrl) -> None:
         if url.scheme in GRPC_SCHEMES:
-            port = self._add_grpc(url)
-        elif url.scheme in RAW_SCHEMES:
-            port = self._add_raw(url)
+            bound = url.at(self._add_grpc(url))
+        elif url.scheme in listener_schemes():
+            bound = self._add_raw(url)
         else:
-            known = ", ".join(f"{scheme}://" for scheme in (*GRPC_SCHEMES, *RAW_SCHEMES))
+            known = ", ".join(f"{scheme}://" for scheme in (*GRPC_SCHEMES, *listener_schemes()))
             raise ConfigError(
                 f"listen.urls: the server has no wire {url.scheme}://; it has {known}"
             )
         encrypted = url.scheme in ENCRYPTED_SCHEMES
         self.bound.append(
             server_pb2.Listener(
-                url=WireUrl(url.scheme, url.host, port).text,
+                url=bound.text,
                 encrypted=encrypted,
                 client_certificate_required=encrypted
                 and self.config.tls.require_client_certificate,
@@ -115,7 +115,7 @@ class Listeners:
         except RuntimeError as error:
             raise _cannot_listen(url) from error
 
-    def _add_raw(self, url: WireUrl) -> int:
+    def _add_raw(self, url: WireUrl) -> WireUrl:
         server = self.raw.get(url.scheme)
         if server is None:
             server = self.raw[url.scheme] = RawServer(
@@ -129,7 +129,8 @@ class Listeners:
                 codecs=self.config.codecs.to_proto(),
             )
         try:
-            return server.add_listener(url.text, tls=self._tls() if url.scheme == "tls" else None)
+            tls = self._tls() if url.scheme in ENCRYPTED_SCHEMES else None
+            return server.listen(url.text, tls=tls).url
         except (OSError, InvalidArgument) as error:
             raise _cannot_listen(url, str(error)) from error
 

@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 
 import tidewire
-from support.server import WIRES, Running, running
+from support.server import Running, running
+from support.wires import WIRES
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

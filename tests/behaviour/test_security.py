@@ -15,7 +15,8 @@ import trustme
 
 import tidewire
 from support.process import ServerProcess
-from support.server import ENCRYPTED, Running, running
+from support.server import Running, running
+from support.wires import ENCRYPTED
 from tidewire import errors
 from tidewire.transport import TlsConfig
 

@@ -8,7 +8,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 import tidewire
-from support.server import WIRES, Running
+from support.server import Running
+from support.wires import WIRES
 from tidewire.v1 import (
     checkpoint_pb2,
     checkpoint_pb2_grpc,

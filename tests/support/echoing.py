@@ -1,5 +1,6 @@
 """An echo server on any wire, and a client of it."""
 
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import grpc.aio
 from support.authority import Authority
 from support.echo.v1 import echo_pb2_grpc
 from support.echo_service import EchoService
+from support.wires import ENCRYPTED, listen_url
 from tidewire.transport import (
     RawServer,
     ServerCredentials,
@@ -19,9 +21,6 @@ from tidewire.transport import (
     channel,
     grpc_server,
 )
-
-WIRES = ("grpc", "grpcs", "tcp", "tls")
-ENCRYPTED = ("grpcs", "tls")
 
 
 @dataclass
@@ -53,19 +52,23 @@ async def serving_echo(
     else:
         server = RawServer(options=options)
     echo_pb2_grpc.add_EchoServiceServicer_to_server(service, server)
-    if wire == "grpc":
-        port = server.add_insecure_port("127.0.0.1:0")
-    elif wire == "grpcs":
-        assert server_tls is not None
-        credentials = ServerCredentials(server_tls)
-        port = server.add_secure_port("127.0.0.1:0", credentials.credentials)
-    else:
-        port = server.add_listener(f"{wire}://127.0.0.1:0", tls=server_tls)
-    await server.start()
-    try:
-        yield f"{wire}://127.0.0.1:{port}", server, service
-    finally:
-        await server.stop(None)
+    with tempfile.TemporaryDirectory(prefix="tw") as folder:
+        url = listen_url(wire, Path(folder))
+        if wire == "grpc":
+            url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        elif wire == "grpcs":
+            assert server_tls is not None
+            credentials = ServerCredentials(server_tls).credentials
+            url = f"grpcs://127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
+        elif wire == "grpc+unix":
+            server.add_insecure_port(url.removeprefix("grpc+").replace("://", ":"))
+        else:
+            url = server.listen(url, tls=server_tls).url.text
+        await server.start()
+        try:
+            yield url, server, service
+        finally:
+            await server.stop(None)
 
 
 @asynccontextmanager

@@ -4,17 +4,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from support.certificates import Certificates
+from support.wires import ENCRYPTED, WIRES, listen_url
 from tidewire.transport import TlsConfig
 from tidewire_server.app import Server
 from tidewire_server.ops.config import Config
-
-WIRES: Final = ("grpc", "grpcs", "tcp", "tls")
-ENCRYPTED: Final = ("grpcs", "tls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ def make_config(
     """Make the configuration of a test's server."""
     plain: dict[str, dict[str, Any]] = {
         "server": {"node_id": "test-server", "data_dir": str(folder / "data")},
-        "listen": {"urls": [f"{wire}://127.0.0.1:0" for wire in wires]},
+        "listen": {"urls": [listen_url(wire, folder) for wire in wires]},
         "tls": {
             "ca": str(certificates.ca),
             "certificate": str(certificates.server_certificate),

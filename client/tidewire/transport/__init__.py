@@ -20,16 +20,20 @@ from tidewire.transport.channel import RawChannel
 from tidewire.transport.counters import WireCounters
 from tidewire.transport.options import TransportOptions
 from tidewire.transport.registry import (
+    ListenerMaker,
     Missing,
     Transport,
+    WireListener,
     channel,
+    listener_schemes,
     missing,
     register,
+    register_listener,
     register_missing,
     transports,
 )
 from tidewire.transport.server import ConnectionInfo, RawServer
-from tidewire.transport.tcp import tcp_channel, tls_channel
+from tidewire.transport.tcp import stream_listener, tcp_channel, tls_channel
 from tidewire.transport.tls import ServerTls, TlsConfig
 from tidewire.transport.url import WireUrl, parse_url
 
@@ -37,10 +41,13 @@ register("grpc", grpc_channel)
 register("grpcs", grpcs_channel)
 register("tcp", tcp_channel)
 register("tls", tls_channel)
+register_listener("tcp", stream_listener)
+register_listener("tls", stream_listener, encrypted=True)
 
 __all__ = [
     "ConnectionInfo",
     "GrpcServerOptions",
+    "ListenerMaker",
     "Missing",
     "RawChannel",
     "RawServer",
@@ -50,14 +57,17 @@ __all__ = [
     "Transport",
     "TransportOptions",
     "WireCounters",
+    "WireListener",
     "WireUrl",
     "channel",
     "channel_options",
     "client_credentials",
     "grpc_server",
+    "listener_schemes",
     "missing",
     "parse_url",
     "register",
+    "register_listener",
     "register_missing",
     "server_options",
     "transports",

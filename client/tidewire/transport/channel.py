@@ -29,6 +29,7 @@ from tidewire.transport import multicallable
 from tidewire.transport.client_call import CallCore
 from tidewire.transport.counters import WireCounters
 from tidewire.transport.options import TransportOptions
+from tidewire.transport.shell import Shell
 from tidewire.transport.stream import WireProtocol
 from tidewire.transport.version import AGENT
 from tidewire.wire.bodies import STATUS_OK, Ending, Goaway, Hello
@@ -38,16 +39,17 @@ from tidewire.wire.frame import CALL_ID_MAX
 
 _LOGGER = logging.getLogger(__name__)
 
-Dial = Callable[[Callable[[], WireProtocol["ClientLink"]]], Awaitable[WireProtocol["ClientLink"]]]
-"""Connects a protocol: the part of a channel that differs between wires."""
+Dial = Callable[["RawChannel"], Awaitable[Shell]]
+"""
+Makes one connection of a channel: what differs between wires. The shell it returns drives a
+:class:`ClientLink`; the channel waits for that link to be ready.
+"""
 
 
 class ClientLink(ClientConnection):
     """One connection of a channel."""
 
-    def __init__(
-        self, channel: "RawChannel", protocol: "WireProtocol[ClientLink]", now_s: float
-    ) -> None:
+    def __init__(self, channel: "RawChannel", protocol: Shell, now_s: float) -> None:
         super().__init__(channel.hello, channel.options.limits, now_s)
         self.channel = channel
         self.protocol = protocol
@@ -210,6 +212,10 @@ class RawChannel(grpc.aio.Channel):
 
     # Connection -------------------------------------------------------------------------------
 
+    def stream_protocol(self) -> WireProtocol[ClientLink]:
+        """Return the shell of a new connection, for wires that are a stream of bytes."""
+        return WireProtocol(lambda shell, now_s: ClientLink(self, shell, now_s), self.counters)
+
     def _connect(self) -> None:
         if self._connecting is None and not self._closed:
             self._connecting = self.loop.create_task(self._keep_connecting())
@@ -243,20 +249,16 @@ class RawChannel(grpc.aio.Channel):
     async def _try_connecting(self) -> TidewireError | None:
         """Return ``None`` when the connection is there, else why it is not."""
         timeout_s = self.options.connect_timeout_s
-        protocol: WireProtocol[ClientLink] | None = None
-
-        def factory() -> WireProtocol[ClientLink]:
-            return WireProtocol(lambda shell, now_s: ClientLink(self, shell, now_s), self.counters)
-
+        protocol: Shell | None = None
         try:
             async with asyncio.timeout(timeout_s):
-                protocol = await self._dial(factory)
+                protocol = await self._dial(self)
                 await protocol.connection.ready
         except TidewireError as error:
             return error if error.retry_safe else _lasting(error)
         except TimeoutError:
             if protocol is not None:
-                protocol.transport.abort()
+                protocol.abort()
             return ConnectionLost(f"no connection to {self.url} within {timeout_s:g} s")
         except ssl.SSLError as error:
             return TlsFailed(f"TLS with {self.url} failed: {error.reason or error}")
@@ -264,13 +266,13 @@ class RawChannel(grpc.aio.Channel):
             return ConnectionLost(f"cannot connect to {self.url}: {error.strerror or error}")
         except asyncio.CancelledError:
             if protocol is not None:
-                protocol.transport.abort()
+                protocol.abort()
             raise
         except Exception as error:
             # A host name no codec takes, a transport of somebody else: no call may hang for it.
             _LOGGER.exception("connecting to %s failed in a way nobody expected", self.url)
             return ConnectionLost(f"cannot connect to {self.url}: {error}")
-        link = protocol.connection
+        link: ClientLink = protocol.connection
         if link.closed or link.draining:
             return ConnectionLost(f"{self.url} ended the connection at once")
         self._use(link)

@@ -13,8 +13,7 @@ import grpc.aio
 
 from tidewire.errors import Cancelled, Internal, InvalidArgument, MethodNotFound, TidewireError
 from tidewire.transport.context import Aborted, ServerCall, SyncContext
-from tidewire.transport.peer import Peer
-from tidewire.transport.stream import WireProtocol
+from tidewire.transport.shell import Shell
 from tidewire.wire.bodies import ENDING_OK, Ending, Head, Hello, Metadata, Metadatum
 from tidewire.wire.call import Call
 from tidewire.wire.server_side import ServerConnection
@@ -44,7 +43,7 @@ class ServerLink(ServerConnection):
     def __init__(
         self,
         server: "RawServer",
-        protocol: "WireProtocol[ServerLink]",
+        protocol: Shell,
         now_s: float,
         *,
         identifier: int,
@@ -58,7 +57,7 @@ class ServerLink(ServerConnection):
         self.identifier = identifier
         self.url = url
         self.loop = server.loop
-        self.peer = Peer(protocol.transport)
+        self.peer = protocol.peer()
         self.prefix: Metadata = ()
         """Metadata every call of the connection begins with: agent and token of HELLO."""
         self.leaving: set[asyncio.Task[None]] = set()

@@ -17,6 +17,7 @@ from tidewire.transport.options import BACKLOG, HANDSHAKES_MAX, TransportOptions
 from tidewire.transport.sockets import adopt
 from tidewire.transport.stream import WireProtocol
 from tidewire.transport.tls import ServerTls
+from tidewire.transport.url import WireUrl
 
 ACCEPTS_PER_TURN: Final = 64
 ACCEPT_PAUSE_S: Final = 0.1
@@ -39,10 +40,12 @@ class Listener:
         sock: socket.socket,
         factory: Callable[[], WireProtocol[Any]],
         *,
+        url: WireUrl,
         options: TransportOptions,
         counters: WireCounters,
         tls: ServerTls | None = None,
     ) -> None:
+        self.url = url
         self.sock = sock
         self.tls = tls
         self._factory = factory
@@ -53,12 +56,6 @@ class Listener:
         self._accepting = False
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None
-
-    @property
-    def port(self) -> int:
-        """Port the socket is bound to."""
-        port: int = self.sock.getsockname()[1]
-        return port
 
     def start(self) -> None:
         """Begin to accept."""

@@ -1,23 +1,28 @@
 """
-Which scheme is carried by what: ``tcp``, ``tls``, ``grpc``, ``grpcs``, and what others add.
+Which scheme is carried by what: the wires of this library, and what others add.
 
 A third party adds a scheme by an entry point of the group ``tidewire.transports`` whose name is
-the scheme and whose object is a :class:`Transport`.
+the scheme and whose object is a :class:`Transport`; its listeners by one of the group
+``tidewire.listeners`` whose object is a :class:`ListenerMaker`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc.aio
 
 from tidewire.errors import InvalidArgument
 from tidewire.transport.options import TransportOptions
-from tidewire.transport.tls import TlsConfig
+from tidewire.transport.tls import ServerTls, TlsConfig
 from tidewire.transport.url import WireUrl, parse_url
 
+if TYPE_CHECKING:
+    from tidewire.transport.server import RawServer
+
 ENTRY_POINTS: Final = "tidewire.transports"
+LISTENER_ENTRY_POINTS: Final = "tidewire.listeners"
 
 
 class Transport(Protocol):
@@ -36,6 +41,39 @@ class Transport(Protocol):
         ...
 
 
+class WireListener(Protocol):
+    """
+    Accepts the connections of one URL.
+
+    Attributes:
+        url: What it listens on, with the port that was picked.
+        tls: Its certificates; ``None`` on a wire that is not encrypted.
+    """
+
+    url: WireUrl
+    tls: ServerTls | None
+
+    def start(self) -> None:
+        """Begin to accept, in the running event loop."""
+        ...
+
+    def close(self) -> None:
+        """Accept no more; connections that are there stay."""
+        ...
+
+
+class ListenerMaker(Protocol):
+    """
+    Binds listeners of one scheme.
+
+    An attribute ``encrypted`` that is true says that the scheme has certificates.
+    """
+
+    def __call__(self, server: "RawServer", url: WireUrl, tls: ServerTls | None, /) -> WireListener:
+        """Return a listener that is bound and does not accept yet; raise InvalidArgument."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Missing:
     """A scheme that is known and cannot be used here."""
@@ -45,6 +83,7 @@ class Missing:
 
 
 _TRANSPORTS: dict[str, Transport] = {}
+_LISTENERS: dict[str, tuple[ListenerMaker, bool]] = {}
 _MISSING: dict[str, Missing] = {}
 _loaded = False
 
@@ -55,6 +94,20 @@ def register(scheme: str, transport: Transport) -> None:
         raise ValueError(f"the scheme {scheme} is registered already")
     _TRANSPORTS[scheme] = transport
     _MISSING.pop(scheme, None)
+
+
+def register_listener(scheme: str, maker: ListenerMaker, *, encrypted: bool = False) -> None:
+    """
+    Let servers listen on ``scheme`` by ``maker``; raise ``ValueError`` when it is taken.
+
+    Args:
+        scheme: Scheme of the URLs.
+        maker: Binds a listener.
+        encrypted: The scheme needs certificates, and gets them.
+    """
+    if scheme in _LISTENERS:
+        raise ValueError(f"the listeners of {scheme} are registered already")
+    _LISTENERS[scheme] = (maker, encrypted)
 
 
 def register_missing(scheme: str, reason: str) -> None:
@@ -75,6 +128,38 @@ def _load() -> None:
             register(point.name, point.load())
         except (ImportError, AttributeError) as error:
             register_missing(point.name, f"{point.value} cannot be loaded: {error}")
+    for point in entry_points(group=LISTENER_ENTRY_POINTS):
+        if point.name in _LISTENERS:
+            continue
+        try:
+            maker = point.load()
+        except (ImportError, AttributeError) as error:
+            register_missing(point.name, f"{point.value} cannot be loaded: {error}")
+        else:
+            encrypted = bool(getattr(maker, "encrypted", False))
+            register_listener(point.name, maker, encrypted=encrypted)
+
+
+def listener_schemes() -> tuple[str, ...]:
+    """Return the schemes raw servers can listen on."""
+    _load()
+    return tuple(_LISTENERS)
+
+
+def listener_maker(scheme: str) -> tuple[ListenerMaker, bool]:
+    """
+    Return what binds listeners of a scheme, and whether it needs certificates.
+
+    Raises:
+        InvalidArgument: Raw servers cannot listen on it; the message lists what they can.
+    """
+    _load()
+    if scheme not in _LISTENERS:
+        known = ", ".join(f"{name}://" for name in sorted(_LISTENERS))
+        absent = _MISSING.get(scheme)
+        why = f"; {scheme}:// is missing: {absent.reason}" if absent else ""
+        raise InvalidArgument(f"a raw server listens on {known}, not on {scheme}://{why}")
+    return _LISTENERS[scheme]
 
 
 def transports() -> Mapping[str, Transport]:

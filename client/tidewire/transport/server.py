@@ -13,11 +13,12 @@ import grpc.aio
 from tidewire.errors import Cancelled, InvalidArgument, WireUnsuitable
 from tidewire.transport.counters import WireCounters
 from tidewire.transport.link import HandlerCallDetails, ServerLink
-from tidewire.transport.listener import Listener, bind
 from tidewire.transport.options import TransportOptions
+from tidewire.transport.registry import WireListener, listener_maker
+from tidewire.transport.shell import Shell
 from tidewire.transport.stream import WireProtocol
 from tidewire.transport.tls import ServerTls, TlsConfig
-from tidewire.transport.url import WireUrl, parse_url
+from tidewire.transport.url import parse_url
 from tidewire.transport.version import AGENT
 from tidewire.wire.bodies import HeadCache
 
@@ -69,9 +70,9 @@ class RawServer(grpc.aio.Server):
         self.loop: asyncio.AbstractEventLoop
         self._generic = list(handlers)
         self.registered: dict[str, Any] = {}
-        self._listeners: list[Listener] = []
+        self._listeners: list[WireListener] = []
         self._links: dict[int, ServerLink] = {}
-        self._streams: set[WireProtocol[ServerLink]] = set()
+        self._shells: set[Shell] = set()
         """Connections whose sockets are open; some of them may have no calls any more."""
         self._opened = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -118,56 +119,54 @@ class RawServer(grpc.aio.Server):
         raise WireUnsuitable("raw wires take certificates by add_listener('tls://...', tls=...)")
 
     def add_listener(self, url: str, tls: TlsConfig | ServerTls | None = None) -> int:
+        """Listen on a URL and return the port; see :meth:`listen`."""
+        return self.listen(url, tls).url.port
+
+    def listen(self, url: str, tls: TlsConfig | ServerTls | None = None) -> WireListener:
         """
-        Listen on ``tcp://host:port`` or ``tls://host:port``.
+        Listen on a URL such as ``tcp://host:port`` or ``tls://host:port``.
 
         Args:
-            url: Where to listen; port 0 picks one. ``tls://`` may name its files by
+            url: Where to listen; port 0 picks one. An encrypted wire may name its files by
                 ``?cert=&key=&ca=``.
-            tls: Certificates of a ``tls://`` listener. Their files are looked at for each
+            tls: Certificates of an encrypted listener. Their files are looked at for each
                 connection, so new ones need no restart.
 
         Returns:
-            The port.
+            The listener, whose ``url`` has the port that was picked.
 
         Raises:
             InvalidArgument: The URL or the certificates cannot be.
             TlsFailed: The certificates cannot be used.
         """
         parsed = parse_url(url)
-        if parsed.scheme not in ("tcp", "tls"):
-            raise InvalidArgument(f"a raw server listens on tcp:// and tls://, not on {url}")
-        if parsed.scheme == "tcp" and (tls is not None or parsed.tls is not None):
-            raise InvalidArgument(f"{url} is not encrypted, but certificates are given: use tls://")
-        server_tls: ServerTls | None = None
-        if parsed.scheme == "tls":
-            given = tls or parsed.tls
-            if given is None:
-                raise InvalidArgument(f"{url} needs certificates")
-            server_tls = given if isinstance(given, ServerTls) else ServerTls(given)
-        listener = Listener(
-            bind(parsed.host, parsed.port),
-            lambda: self._protocol(shown),
-            options=self.options,
-            counters=self.counters,
-            tls=server_tls,
-        )
-        shown = WireUrl(parsed.scheme, parsed.host, listener.port).text
+        make, encrypted = listener_maker(parsed.scheme)
+        given = tls or parsed.tls
+        if given is not None and not encrypted:
+            raise InvalidArgument(f"{parsed.text} is not encrypted, but certificates are given")
+        if given is None and encrypted:
+            raise InvalidArgument(f"{parsed.text} needs certificates")
+        server_tls = ServerTls(given) if isinstance(given, TlsConfig) else given
+        listener = make(self, parsed, server_tls)
         self._listeners.append(listener)
         if self._started:
             listener.start()
-        return listener.port
+        return listener
 
-    def _protocol(self, url: str) -> WireProtocol[ServerLink]:
-        def make(protocol: WireProtocol[ServerLink], now_s: float) -> ServerLink:
-            self._opened += 1
-            link = ServerLink(self, protocol, now_s, identifier=self._opened, url=url)
-            self._links[link.identifier] = link
-            self._streams.add(protocol)
-            protocol.lost.add_done_callback(lambda _: self._streams.discard(protocol))
-            return link
+    def stream_protocol(self, url: str) -> WireProtocol[ServerLink]:
+        """Return the shell of a connection that comes, for wires that are a stream of bytes."""
+        return WireProtocol(lambda shell, now_s: self.admit(shell, url, now_s), self.counters)
 
-        return WireProtocol(make, self.counters)
+    def admit(
+        self, shell: Shell, url: str, now_s: float, link_class: type[ServerLink] = ServerLink
+    ) -> ServerLink:
+        """Return the link of a connection that has come over ``shell``."""
+        self._opened += 1
+        link = link_class(self, shell, now_s, identifier=self._opened, url=url)
+        self._links[link.identifier] = link
+        self._shells.add(shell)
+        shell.lost.add_done_callback(lambda _: self._shells.discard(shell))
+        return link
 
     def reload_tls(self) -> bool:
         """
@@ -218,8 +217,8 @@ class RawServer(grpc.aio.Server):
             link.drain(grace_s)
         killed: asyncio.Future[Any] = self.loop.create_task(self._kill.wait())
         try:
-            while self._streams and not killed.done():
-                gone = [stream.lost for stream in self._streams]
+            while self._shells and not killed.done():
+                gone = [shell.lost for shell in self._shells]
                 await asyncio.wait([killed, *gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
             killed.cancel()
@@ -227,7 +226,7 @@ class RawServer(grpc.aio.Server):
         for link in list(self._links.values()):
             link.fail(Cancelled("the server stops"))
             link.protocol.flush()
-        gone = [stream.lost for stream in self._streams]
+        gone = [shell.lost for shell in self._shells]
         left: list[asyncio.Future[Any]] = [*running, *gone]
         if left:
             await asyncio.wait(left, timeout=KILL_TIMEOUT_S)

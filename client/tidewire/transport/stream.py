@@ -21,6 +21,7 @@ from tidewire.transport.options import (
     WRITE_LOW_BYTES,
     WRITTEN_POLL_S,
 )
+from tidewire.transport.peer import Peer
 from tidewire.wire.connection import Connection
 from tidewire.wire.deadlines import FOREVER
 
@@ -172,6 +173,14 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
         if not self._finishing:
             self._finishing = True
             self._wake()
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        self.transport.abort()
+
+    def peer(self) -> Peer:
+        """Who is at the other end of the stream."""
+        return Peer(self.transport)
 
     def _write(self, pieces: list[bytes | memoryview]) -> None:
         size = sum(map(len, pieces))

@@ -1,16 +1,21 @@
-"""``tcp://`` and ``tls://``: channels over one TCP connection."""
+"""``tcp://`` and ``tls://``: a stream of bytes, both ends of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
 from tidewire.errors import InvalidArgument
-from tidewire.transport.channel import ClientLink, RawChannel
+from tidewire.transport.channel import RawChannel
+from tidewire.transport.listener import Listener, bind
 from tidewire.transport.options import TransportOptions
+from tidewire.transport.shell import Shell
 from tidewire.transport.sockets import dial
-from tidewire.transport.stream import WireProtocol
-from tidewire.transport.tls import TlsConfig, client_context
+from tidewire.transport.tls import ServerTls, TlsConfig, client_context
 from tidewire.transport.url import WireUrl
+
+if TYPE_CHECKING:
+    from tidewire.transport.server import RawServer
 
 
 def tcp_channel(
@@ -27,10 +32,8 @@ def tcp_channel(
             f"{url.text} is not encrypted, but certificates are given: use tls://"
         )
 
-    async def connect(
-        factory: Callable[[], WireProtocol[ClientLink]],
-    ) -> WireProtocol[ClientLink]:
-        return await dial(factory, url.host, url.port, options=options)
+    async def connect(raw: RawChannel) -> Shell:
+        return await dial(raw.stream_protocol, url.host, url.port, options=options)
 
     return RawChannel(
         url.text,
@@ -58,11 +61,9 @@ def tls_channel(
     config = tls or TlsConfig()
     client_context(config)  # what is wrong with the files shows now, not at the first call
 
-    async def connect(
-        factory: Callable[[], WireProtocol[ClientLink]],
-    ) -> WireProtocol[ClientLink]:
+    async def connect(raw: RawChannel) -> Shell:
         return await dial(
-            factory,
+            raw.stream_protocol,
             url.host,
             url.port,
             options=options,
@@ -77,4 +78,23 @@ def tls_channel(
         encrypted=True,
         interceptors=interceptors,
         codecs=codecs,
+    )
+
+
+def stream_listener(server: "RawServer", url: WireUrl, tls: ServerTls | None) -> Listener:
+    """
+    Listen on TCP, with TLS when there are certificates; port 0 picks one.
+
+    Raises:
+        InvalidArgument: The address cannot be resolved or bound.
+    """
+    sock = bind(url.host, url.port)
+    shown = url.at(sock.getsockname()[1])
+    return Listener(
+        sock,
+        lambda: server.stream_protocol(shown.text),
+        url=shown,
+        options=server.options,
+        counters=server.counters,
+        tls=tls,
     )

@@ -1,13 +1,25 @@
 """URLs of wires: ``scheme://host:port?option=value``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 from tidewire.errors import InvalidArgument
 from tidewire.transport.tls import TlsConfig
 
-DEFAULT_PORTS: Final = {"grpc": 50051, "grpcs": 50051, "tcp": 7401, "tls": 7402}
+DEFAULT_PORTS: Final = {
+    "grpc": 50051,
+    "grpcs": 50051,
+    "tcp": 7401,
+    "tls": 7402,
+    "quic": 7403,
+    "udp": 7404,
+    "dtls": 7405,
+    "ws": 7406,
+    "wss": 7407,
+}
+PATH_SCHEMES: Final = frozenset({"unix", "grpc+unix"})
+"""Schemes whose address is a path: ``unix:///run/tidewire.sock``."""
 _TLS_OPTIONS: Final = {
     "ca": "ca",
     "cert": "certificate",
@@ -34,7 +46,16 @@ class WireUrl:
     @property
     def text(self) -> str:
         """The URL without its query, which may name files."""
-        return f"{self.scheme}://{self.target}"
+        if self.scheme in PATH_SCHEMES:
+            return f"{self.scheme}://{self.path}"
+        if self.scheme == "memory":
+            return f"memory://{self.host}"
+        path = self.path if self.scheme in ("ws", "wss") else ""
+        return f"{self.scheme}://{self.target}{path}"
+
+    def at(self, port: int) -> "WireUrl":
+        """Return the same with the port that was picked."""
+        return replace(self, port=port)
 
 
 def parse_url(url: str) -> WireUrl:
@@ -61,11 +82,14 @@ def parse_url(url: str) -> WireUrl:
             known = ", ".join(_TLS_OPTIONS)
             raise InvalidArgument(f"a wire's URL has the options {known}, not {key!r}")
         options[_TLS_OPTIONS[key]] = value
-    if not parts.hostname:
+    if scheme in PATH_SCHEMES:
+        if parts.netloc or not parts.path.startswith("/"):
+            raise InvalidArgument(f"{url!r} names no path: three slashes, as in {scheme}:///run/tw")
+    elif not parts.hostname:
         raise InvalidArgument(f"{url!r} names no host")
     return WireUrl(
         scheme,
-        parts.hostname,
+        parts.hostname or "",
         DEFAULT_PORTS.get(scheme, 0) if port is None else port,
         TlsConfig(**options) if options else None,  # type: ignore[arg-type]  # strings only
         parts.path,

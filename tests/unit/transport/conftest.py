@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from support.echoing import WIRES, Echoing, echoing
+from support.echoing import Echoing, echoing
+from support.wires import WIRES
 
 
 @pytest.fixture(params=WIRES)

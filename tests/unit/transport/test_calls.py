@@ -11,7 +11,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from support.echo.v1 import echo_pb2
-from support.echoing import ENCRYPTED, Echoing
+from support.echoing import Echoing
+from support.wires import ENCRYPTED
 
 LIMIT_S = 10.0
 Say = echo_pb2.SayRequest

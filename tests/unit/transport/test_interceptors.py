@@ -9,7 +9,8 @@ import pytest
 
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
 from support.echo_service import EchoService
-from support.echoing import WIRES, echoing
+from support.echoing import echoing
+from support.wires import WIRES
 from tidewire.transport import RawServer, channel
 
 LIMIT_S = 10.0

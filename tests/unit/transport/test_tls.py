@@ -15,7 +15,8 @@ import pytest
 
 from support.authority import Authority
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
-from support.echoing import ENCRYPTED, serving_echo
+from support.echoing import serving_echo
+from support.wires import ENCRYPTED
 from tidewire.errors import InvalidArgument, TlsFailed, WireUnsuitable
 from tidewire.transport import (
     RawServer,

@@ -1,0 +1,19 @@
+"""The wires the suites run over; a new wire is added here, and every suite has it."""
+
+import secrets
+from pathlib import Path
+from typing import Final
+
+WIRES: Final = ("grpc", "grpcs", "tcp", "tls")
+"""Schemes every behaviour is shown on."""
+ENCRYPTED: Final = tuple(wire for wire in WIRES if wire in ("grpcs", "tls", "quic", "dtls", "wss"))
+"""Those of them that have certificates."""
+
+
+def listen_url(wire: str, folder: Path) -> str:
+    """Return a URL to listen on that nobody else uses: port 0, a socket in ``folder``, a name."""
+    if wire in ("unix", "grpc+unix"):
+        return f"{wire}://{folder}/{secrets.token_hex(4)}.sock"
+    if wire == "memory":
+        return f"memory://{secrets.token_hex(4)}"
+    return f"{wire}://127.0.0.1:0"
