@@ -4,6 +4,10 @@ Live events: from one publisher to everybody who listens now.
 A batch is looked up once and becomes one response, which every subscriber gets. A subscriber that
 does not keep up loses its oldest batches, whole, and is told how many messages that were; it never
 holds memory beyond its bounds.
+
+Publishers are held back to the speed of subscribers that move, also by what is still on its way
+through the store: what is committed together arrives in a burst. One batch waits `HOLD_S` at most,
+and nobody waits for a subscriber that has taken nothing for `MOVING_S`.
 """
 
 import asyncio
@@ -20,11 +24,10 @@ from tidewire_server.services.event.signal import Signal
 
 ROUTES_MAX: Final = 10_000
 """Subjects whose receivers are remembered."""
-MOVING_S: Final = 0.1
-"""A subscriber that took something this recently is moving."""
-HOLD_S: Final = 0.001
-HOLD_TURNS_MAX: Final = 5
-"""A publisher is held back at most this often, `HOLD_S` each, for one batch."""
+MOVING_S: Final = 0.25
+"""A subscriber that took something, or had nothing to take, this recently is moving."""
+HOLD_S: Final = 0.02
+"""A publisher is held back at most this long for one batch."""
 
 
 class LiveBuffer:
@@ -33,6 +36,11 @@ class LiveBuffer:
 
     A batch is always taken into an empty buffer; otherwise the oldest ones go until it fits. ``sent
     + lost + waiting`` is what was put in.
+
+    Attributes:
+        messages: Messages that wait.
+        bytes: Bytes of bodies that wait.
+        moved_at: When something was taken last, or the first batch came into an empty buffer.
     """
 
     def __init__(
@@ -49,11 +57,17 @@ class LiveBuffer:
         self._messages_max = messages_max
         self._bytes_max = bytes_max
         self._entries: deque[tuple[event_pb2.SubscribeResponse, int, int]] = deque()
+        self._coming_messages = 0
+        self._coming_bytes = 0
+        self._held: list[asyncio.Future[None]] = []
 
     @property
     def is_behind(self) -> bool:
-        """Whether more than half of the bounds is used."""
-        return 2 * self.bytes > self._bytes_max or 2 * self.messages > self._messages_max
+        """Whether more than half of the bounds is used, by what waits and what is being stored."""
+        return (
+            2 * (self.bytes + self._coming_bytes) > self._bytes_max
+            or 2 * (self.messages + self._coming_messages) > self._messages_max
+        )
 
     @property
     def is_deliverable(self) -> bool:
@@ -92,7 +106,35 @@ class LiveBuffer:
         self.bytes -= body_bytes
         self.allowance.take(messages, body_bytes)
         self.moved_at = now
+        self._let_go()
         return response
+
+    def expect(self, messages: int, body_bytes: int) -> None:
+        """So much more is on its way through the store; less when negative."""
+        self._coming_messages += messages
+        self._coming_bytes += body_bytes
+        self._let_go()
+
+    async def hold_back(self) -> None:
+        """Wait until this subscriber is not behind any more, at most `HOLD_S`."""
+        if not self.is_behind:
+            return
+        loop = asyncio.get_running_loop()
+        held: asyncio.Future[None] = loop.create_future()
+        self._held.append(held)
+        timer = loop.call_later(HOLD_S, _wake, held)
+        try:
+            await held
+        finally:
+            timer.cancel()
+            if held in self._held:
+                self._held.remove(held)
+
+    def _let_go(self) -> None:
+        if self._held and not self.is_behind:
+            for held in self._held:
+                _wake(held)
+            self._held.clear()
 
     def take_lost(self) -> event_pb2.SubscribeResponse | None:
         """What was lost since it was last told; ``None`` when nothing was."""
@@ -110,7 +152,7 @@ class Fanout:
 
     Attributes:
         receivers: Subscribers that got it.
-        held_by: When all of them are behind but moving, one of them.
+        held_by: When all of them are behind, one that is moving.
         lost: Messages others lost for it.
     """
 
@@ -144,6 +186,29 @@ class _Group:
 class _Route:
     plain: tuple[LiveBuffer, ...]
     groups: tuple[_Group, ...]
+
+    def expect(self, messages: int, body_bytes: int) -> None:
+        """Tell who may get it; the members of a group expect an equal part."""
+        for buffer in self.plain:
+            buffer.expect(messages, body_bytes)
+        for group in self.groups:
+            count = len(group.members)
+            for buffer in group.members:
+                buffer.expect(messages // count, body_bytes // count)
+
+
+class Coming:
+    """A batch on its way through the store to live subscribers."""
+
+    __slots__ = ("_body_bytes", "_messages", "_route")
+
+    def __init__(self, route: _Route, batch: common_pb2.Batch) -> None:
+        self._route, self._messages, self._body_bytes = route, batch.count, len(batch.body)
+        route.expect(self._messages, self._body_bytes)
+
+    def arrived(self) -> None:
+        """It was stored and delivered, or will not be."""
+        self._route.expect(-self._messages, -self._body_bytes)
 
 
 _NOWHERE: Final = Fanout(0)
@@ -181,14 +246,24 @@ class LiveHub:
         response = live_response(batch, time_ns, stream)
         messages, body_bytes = message_count(batch), len(batch.body)
         lost = 0
-        held_by: LiveBuffer | None = receivers[0]
         for buffer in receivers:
+            if not buffer.messages:
+                buffer.moved_at = now
             lost += buffer.put(response, messages, body_bytes)
-            if not buffer.is_behind:
-                held_by = None
-        if held_by is not None and not any(now - b.moved_at < MOVING_S for b in receivers):
-            held_by = None
-        return Fanout(len(receivers), held_by, lost)
+        return Fanout(len(receivers), _holder(receivers, now), lost)
+
+    def expect(self, batch: common_pb2.Batch) -> Coming | None:
+        """
+        A batch is given to the store: who listens is to expect it. ``None`` when nobody does.
+        """
+        route = self._routes.get(batch.subject) or self._find(batch.subject)
+        return Coming(route, batch) if route.plain or route.groups else None
+
+    def holder(self, subject: str, now: float) -> LiveBuffer | None:
+        """Who holds back publishers of this subject: see `Fanout`."""
+        route = self._routes.get(subject) or self._find(subject)
+        receivers = route.plain + tuple(b for group in route.groups for b in group.members)
+        return _holder(receivers, now)
 
     def _find(self, subject: str) -> _Route:
         found = self._index.find(subject)
@@ -206,15 +281,19 @@ class LiveHub:
         return route
 
 
-async def hold_back(buffer: LiveBuffer) -> None:
+def _holder(receivers: Sequence[LiveBuffer], now: float) -> LiveBuffer | None:
     """
-    Give subscribers a turn when every one of them is behind.
-
-    A publisher is slowed down to a reader that moves, for a few milliseconds a batch, and never by
-    one that does not, nor by a slow one among faster ones.
+    Whom a publisher waits for: nobody while one of the receivers keeps up, or when none moves.
     """
-    await asyncio.sleep(0)
-    for _ in range(HOLD_TURNS_MAX):
+    for buffer in receivers:
         if not buffer.is_behind:
-            return
-        await asyncio.sleep(HOLD_S)
+            return None
+    for buffer in receivers:
+        if not buffer.messages or now - buffer.moved_at < MOVING_S:
+            return buffer
+    return None
+
+
+def _wake(held: asyncio.Future[None]) -> None:
+    if not held.done():
+        held.set_result(None)

@@ -84,6 +84,23 @@ class Publisher:
             core.counters.add("events_lost", fanout.lost)
         return fanout
 
+    async def commit(
+        self, batch: common_pb2.Batch, transaction: Transaction
+    ) -> event_pb2.PublishResponse:
+        """Store a batch, after who listens live has had its time to make room for it."""
+        live = self._exchange.live
+        holder = live.holder(batch.subject, self._core.clock())
+        if holder is not None:
+            await holder.hold_back()
+        coming = live.expect(batch)
+        try:
+            committed = await self._core.engine.commit(transaction)
+        finally:
+            if coming is not None:
+                coming.arrived()
+        self.count(batch)
+        return committed.appends[0]
+
     def count(self, batch: common_pb2.Batch) -> None:
         """Count what was published."""
         self._core.counters.add("events_published", batch.count)

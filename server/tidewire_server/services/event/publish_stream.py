@@ -16,7 +16,6 @@ from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.core import Context
 from tidewire_server.services.event.checks import CLIENT_ID_BYTES_MAX, check_text
 from tidewire_server.services.event.exchange import Exchange
-from tidewire_server.services.event.live import hold_back
 from tidewire_server.services.event.publish import CommitPool, Outcome, Publisher, live_answer
 from tidewire_server.services.event.signal import Signal
 
@@ -152,11 +151,15 @@ class PublishSession:
             fanout = self._publisher.fan_out(batch)
             self._finish(publish_id, messages, body_bytes, live_answer(fanout))
             if fanout.held_by is not None:
-                await hold_back(fanout.held_by)
+                await fanout.held_by.hold_back()
             return
+        live = self._exchange.live
+        coming = live.expect(batch)
 
         def done(outcome: Outcome) -> None:
             self._in_flight -= 1
+            if coming is not None:
+                coming.arrived()
             if isinstance(outcome, TidewireError):
                 self._finish(publish_id, messages, body_bytes, outcome)
             else:
@@ -165,6 +168,10 @@ class PublishSession:
 
         self._in_flight += 1
         self._commits.submit(transaction, done)
+        if coming is not None:
+            holder = live.holder(batch.subject, self._core.clock())
+            if holder is not None:
+                await holder.hold_back()
 
     def _count_in(self, messages: int, body_bytes: int) -> None:
         granted_messages, granted_bytes = self._granted

@@ -7,7 +7,6 @@ from tidewire_server.core import Context, Core
 from tidewire_server.services.event.admin import Administration
 from tidewire_server.services.event.exchange import Exchange
 from tidewire_server.services.event.fetch import Fetcher
-from tidewire_server.services.event.live import hold_back
 from tidewire_server.services.event.publish import CommitPool, Publisher, live_answer
 from tidewire_server.services.event.publish_stream import PublishSession
 from tidewire_server.services.event.subscribe import SubscribeSession
@@ -48,11 +47,9 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         if transaction is None:
             fanout = self._publisher.fan_out(request.batch)
             if fanout.held_by is not None:
-                await hold_back(fanout.held_by)
+                await fanout.held_by.hold_back()
             return live_answer(fanout)
-        committed = await self._core.engine.commit(transaction)
-        self._publisher.count(request.batch)
-        return committed.appends[0]
+        return await self._publisher.commit(request.batch, transaction)
 
     async def PublishStream(  # type: ignore[override]  # read/write style: responses are written
         self, requests: AsyncIterator[event_pb2.PublishStreamRequest], context: Context

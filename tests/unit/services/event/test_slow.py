@@ -14,6 +14,7 @@ from tidewire import errors
 from tidewire.v1 import event_pb2
 from tidewire.wire.batch import encode_payloads
 from tidewire_server.core import ServiceLimits
+from tidewire_server.services.event import live as live_module
 from tidewire_server.services.event.allowance import Allowance
 from tidewire_server.services.event.live import LiveBuffer, LiveHub
 from tidewire_server.services.event.subscribe import SubscribeSession
@@ -95,6 +96,103 @@ def test_a_publisher_is_held_only_while_all_are_behind_and_one_moves() -> None:
     fast.pop(5.0)
     hub.remove(["a"], slow)
     assert hub.deliver(batch, now=5.0, time_ns=0).held_by is fast
+
+
+async def test_who_is_held_back_goes_on_as_soon_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Taking a batch lets publishers go, and so does a batch that does not come after all."""
+    monkeypatch.setattr(live_module, "HOLD_S", 3600.0)
+    hub = LiveHub()
+    buffer = LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100)
+    hub.add(["a"], buffer)
+    batch = encode_payloads("a", [b"x"] * 6)
+    assert hub.holder("a", 0.0) is None
+    hub.deliver(batch, now=0.0, time_ns=0)
+    held = [asyncio.ensure_future(buffer.hold_back()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in held)
+
+    buffer.pop(0.0)
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*held)
+        coming = hub.expect(batch)
+        assert coming is not None
+        assert hub.holder("a", 3600.0) is buffer  # it has nothing to take: it keeps up
+        waiting = asyncio.ensure_future(buffer.hold_back())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        coming.arrived()
+        await waiting
+    assert hub.holder("a", 0.0) is None
+    assert hub.expect(encode_payloads("b", [b"x"])) is None
+
+
+async def test_nobody_is_held_back_for_long() -> None:
+    """A subscriber that takes nothing more costs a publisher a bounded time."""
+    buffer = LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100)
+    buffer.put(RESPONSE, 6, 0)
+
+    async with asyncio.timeout(5):
+        await buffer.hold_back()
+
+    assert buffer.is_behind
+
+
+def test_members_of_a_group_expect_their_part() -> None:
+    """What is on its way to a group is shared: one batch does not make all members be behind."""
+    hub = LiveHub()
+    for _ in range(2):
+        hub.add(["a"], LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100, group="g"))
+    batch = encode_payloads("a", [b"x"] * 6)
+
+    first = hub.expect(batch)
+    assert hub.holder("a", 0.0) is None
+    second = hub.expect(batch)
+    assert hub.holder("a", 0.0) is not None
+    for coming in (first, second):
+        assert coming is not None
+        coming.arrived()
+    assert hub.holder("a", 0.0) is None
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_a_burst_of_commits_waits_for_a_live_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_held: bool
+) -> None:
+    """
+    Far more than a subscriber's bound is on its way through the store, and one that reads gets
+    all; control: without holding back, it loses.
+    """
+    if is_held:
+        monkeypatch.setattr(live_module, "HOLD_S", 5.0)
+        monkeypatch.setattr(live_module, "MOVING_S", 5.0)
+    else:
+        monkeypatch.setattr(live_module, "_holder", lambda *_: None)
+    limits = ServiceLimits(subscriber_pending_bytes_max=100_000)
+    batch = encode_payloads("s.a", [b"x" * 1000] * 10)
+    async with event_service(tmp_path, limits=limits) as events:
+        await events.create_stream("S", "s.>")
+        live = await events.live("s.>")
+        publisher = await events.publisher(quiet=True)
+
+        async def publish() -> None:
+            for publish_id in range(1, 301):
+                await publisher.publish(publish_id, batch)
+            await publisher.call.done_writing()
+
+        publishing = asyncio.create_task(publish())
+        got = lost = 0
+        while got + lost < 3000:
+            response = await live.next()
+            lost += response.lost.messages
+            if response.WhichOneof("kind") == "delivery":
+                got += response.delivery.batch.count
+        await publishing
+
+        assert is_held == (lost == 0)
+        assert lost == events.core.counters.values.get("events_lost", 0)
 
 
 async def test_sent_is_received_plus_lost(tmp_path: Path) -> None:
