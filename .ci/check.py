@@ -124,9 +124,11 @@ def buf_workspace(folder: Path) -> Path:
     import google.rpc
 
     installed = Path(next(iter(google.rpc.__path__)))
-    shutil.copytree(ROOT / "proto" / "tidewire", folder / "proto" / "tidewire")
+    for name in ("tidewire", "eventflux"):
+        shutil.copytree(ROOT / "proto" / name, folder / "proto" / name)
     shutil.copytree(installed, folder / "google" / "google" / "rpc", ignore=not_proto)
     rules = (ROOT / "proto" / "buf.yaml").read_text("utf-8").replace("- path: .", "- path: proto")
+    rules = rules.replace("[eventflux]", "[proto/eventflux]")
     google_module = "modules:\n  - path: google\n    lint:\n      ignore: [google]\n"
     (folder / "buf.yaml").write_text(rules.replace("modules:\n", google_module), "utf-8")
     return folder
@@ -139,7 +141,7 @@ def not_proto(_folder: str, names: list[str]) -> list[str]:
 
 
 def stubs() -> None:
-    """generate.py --check: client/tidewire/v1 is what proto/ says, byte for byte."""
+    """generate.py --check: the stubs are what proto/ says, byte for byte."""
     call(sys.executable, ROOT / "proto" / "generate.py", "--check")
 
 

@@ -22,6 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # folder that import paths begin in -> folder that Python's import paths begin in
 TREES = {"proto": "client", "tests": "tests"}
+# Packages of others' contracts -> where their stubs go: `import eventflux` must stay free for
+# EventFlux's own.
+FOREIGN = {"eventflux/transport": "tidewire/eventflux"}
 PINS = {"grpcio-tools": "1.74.0", "mypy-protobuf": "5.1.0"}
 PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 SERVICE = re.compile(r"^service\s+\w+", re.MULTILINE)
@@ -81,6 +84,7 @@ def generate_tree(
     python: Path, source: Path, target: Path, includes: list[str]
 ) -> dict[str, bytes]:
     """Generate the stubs of all ``.proto`` files below one folder; only services get the rest."""
+    fresh: dict[str, bytes] = {}
     protos = sorted(path.relative_to(source) for path in source.rglob("*.proto"))
     services = [path for path in protos if SERVICE.search((source / path).read_text("utf-8"))]
     roots = [f"-I{folder}" for folder in (source, ROOT / "proto", *includes)]
@@ -93,11 +97,31 @@ def generate_tree(
         if services:
             protoc(base, [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"], services)
         files = [path for path in out.rglob("*") if path.is_file()]
-        fresh = {named(target / path.relative_to(out)): path.read_bytes() for path in files}
+        for path in files:
+            place, content = relocate(path.relative_to(out), path.read_bytes())
+            fresh[named(target / place)] = content
     for folder in {path.parent for path in protos}:
         text = INIT.format(folder=named(source / folder))
-        fresh[named(target / folder / "__init__.py")] = text.encode()
+        package = FOREIGN.get(folder.as_posix(), folder.as_posix())
+        fresh[named(target / package / "__init__.py")] = text.encode()
     return fresh
+
+
+def relocate(path: Path, content: bytes) -> tuple[Path, bytes]:
+    """
+    Move a stub of somebody else's contract below our own package.
+
+    Its descriptors go to a pool of their own: in the default pool they would refuse to load beside
+    stubs that a user generated from the same contract under another file name.
+    """
+    place = FOREIGN.get(path.parent.as_posix())
+    if place is None:
+        return path, content
+    theirs, ours = (name.replace("/", ".").encode() for name in (path.parent.as_posix(), place))
+    content = content.replace(b"from " + theirs + b" import", b"from " + ours + b" import")
+    content = content.replace(b"'" + theirs + b".transport_pb2", b"'" + ours + b".transport_pb2")
+    content = content.replace(b"_descriptor_pool.Default()", b"_descriptor_pool.DescriptorPool()")
+    return Path(place) / path.name, content
 
 
 def named(path: Path) -> str:

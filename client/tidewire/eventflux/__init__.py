@@ -1,0 +1,1 @@
+"""Generated from proto/eventflux/transport by proto/generate.py: never edit."""
