@@ -24,9 +24,11 @@ SOURCES: dict[str, list[str]] = {
     "demo": [*SERVER, "--extra=demo"],
     "build": ["--group=build"],
     "dev": [*SERVER, "--group=dev"],
+    "browser": ["--group=browser"],
+    "bench": [*SERVER, "--group=bench"],
     "codegen": ["--group=codegen"],
 }
-EVERYTHING = ["pyproject.toml", "--all-extras", "--group=dev"]
+EVERYTHING = ["pyproject.toml", "--all-extras", "--group=dev", "--group=browser", "--group=bench"]
 APART = {"codegen"}  # an environment of its own, with older pins on purpose
 PIN = re.compile(r"^(\w[^\\]*?)\s*\\?$")
 
