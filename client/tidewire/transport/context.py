@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -46,6 +47,7 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
     def __init__(self, link: "ServerLink", head: Head) -> None:
         self.link = link
         self.head = head
+        self._began_s = perf_counter()
 
     # News of the wire -------------------------------------------------------------------------
 
@@ -84,6 +86,8 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
             self.discard()
             self._inbox = None
         self.link.ended(ending)
+        if self.handler is not None and self.handler.unary_unary is not None:
+            self.link.server.counters.latency.record(perf_counter() - self._began_s)
         if self._callbacks is not None:
             callbacks, self._callbacks = self._callbacks, None
             for callback in callbacks:

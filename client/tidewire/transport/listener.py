@@ -102,7 +102,7 @@ class Listener:
             if self._counters.connections_active + len(self._adopting) >= (
                 self._options.connections_max
             ):
-                self._counters.connections_refused += 1
+                self._counters.refuse("too_many_connections")
                 accepted.close()
                 continue
             accepted.setblocking(False)
@@ -123,8 +123,7 @@ class Listener:
             async with asyncio.timeout(self._options.handshake_timeout_s):
                 await adopt(self._factory, accepted, options=self._options, context=context)
         except (OSError, ssl.SSLError, TimeoutError) as error:
-            self._counters.connections_refused += 1
-            self._counters.errors[type(error).__name__] += 1
+            self._counters.refuse_handshake(error)
             _LOGGER.debug("connection not taken: %r", error)
             accepted.close()
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar, cast
 
 from tidewire.errors import Cancelled, ConnectionLost
-from tidewire.transport.counters import WireCounters
+from tidewire.transport.counters import WireCounters, handshake_reason
 from tidewire.transport.options import (
     CLOSE_TIMEOUT_S,
     LINGER_S,
@@ -197,6 +197,8 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
         error = self.connection.error
         if error is not None and not isinstance(error, Cancelled):
             self._counters.errors[type(error).__name__] += 1
+            if self.connection.is_server and self.connection.peer_hello is None:
+                self._counters.refuse(handshake_reason(error), handshake=True)
         self._close_by_s = self._loop.time() + CLOSE_TIMEOUT_S
         self._close_when_written()
 

@@ -22,10 +22,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from tidewire.transport.histogram import Histogram
 from tidewire_server.core import Core
 from tidewire_server.engine.base import Engine
 from tidewire_server.engine.embedded import EmbeddedEngine
-from tidewire_server.ops.histogram import Histogram
 
 PREFIX: Final = "tidewire_"
 BOUNDS_US: Final = tuple(1 << n for n in range(6, 27))

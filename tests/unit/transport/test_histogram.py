@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidewire_server.ops.histogram import BUCKETS, Histogram, upper_us
+from tidewire.transport.histogram import BUCKETS, Histogram, upper_us
 
 
 @given(st.integers(0, 1 << 28))
