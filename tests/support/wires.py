@@ -1,6 +1,7 @@
 """The wires the suites run over; a new wire is added here, and every suite has it."""
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +9,11 @@ WIRES: Final = ("grpc", "grpcs", "tcp", "tls")
 """Schemes every behaviour is shown on."""
 ENCRYPTED: Final = tuple(wire for wire in WIRES if wire in ("grpcs", "tls", "quic", "dtls", "wss"))
 """Those of them that have certificates."""
+LACKS: Final[Mapping[str, frozenset[str]]] = {
+    "udp": frozenset({"streams", "large"}),
+    "dtls": frozenset({"streams", "large"}),
+}
+"""What a wire cannot carry; ``support.needs`` proves that it says so."""
 
 
 def listen_url(wire: str, folder: Path) -> str:

@@ -1,0 +1,3 @@
+"""What every suite has."""
+
+pytest_plugins = ["support.needs"]
