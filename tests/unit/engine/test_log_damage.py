@@ -5,14 +5,18 @@ damaged.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.engines import engine_at, messages_of, publish, stream_config
+from support.engines import engine_at, messages_of, publish, put, stream_config, value_of
+from tidewire.errors import DataCorrupt
+from tidewire_server.engine.embedded import lost_groups, opening
 
 PAGE_BYTES = 4096
 FRAME_BYTES = 24 + PAGE_BYTES
 HEADER_BYTES = 32
+MANY: Any = {"messages_max": 1000, "bytes_max": 1_000_000}
 
 
 async def crashed(directory: Path) -> Path:
@@ -52,12 +56,118 @@ async def test_a_cut_log_is_no_damage(tmp_path: Path) -> None:
 async def test_a_flipped_bit_in_the_log_is_named(tmp_path: Path, part: float) -> None:
     """Groups behind a damaged frame are counted; what is before it is served."""
     left = await crashed(tmp_path)
-    log = left / "tidewire.db-wal"
+    flip(left / "tidewire.db-wal", part)
+    async with engine_at(left) as engine:
+        assert engine.groups_lost >= 2
+
+
+def flip(log: Path, part: float) -> None:
+    """Flip one bit in a frame of the log."""
     place = HEADER_BYTES + int(frames_of(log) * part) * FRAME_BYTES + 2000
     with log.open("r+b") as file:
         file.seek(place)
         byte = file.read(1)[0]
         file.seek(place)
         file.write(bytes([byte ^ 8]))
+
+
+async def lose_half(directory: Path) -> tuple[Path, int]:
+    """A store that was killed, and whose log then lost its newer half; and its last sequence."""
+    left = await crashed(directory)
+    flip(left / "tidewire.db-wal", 0.5)
+    copy = directory / "copy"
+    shutil.copytree(left, copy)
+    async with engine_at(copy) as engine:
+        kept = [batch.first for batch in (await engine.get_stream("orders")).state.quarantined]
+    return left, kept[0] - 1
+
+
+async def test_lost_sequences_are_not_given_again(tmp_path: Path) -> None:
+    """
+    Eight messages were delivered and some are lost: what is published next gets a sequence above
+    all of them, the lost range is named, and what is kept is served.
+    """
+    left, kept = await lose_half(tmp_path)
+    assert 0 < kept < 8
     async with engine_at(left) as engine:
-        assert engine.groups_lost >= 2
+        state = (await engine.get_stream("orders")).state
+        assert kept == state.messages
+        [lost] = state.quarantined
+        assert (kept + 1, state.last_sequence) == (lost.first, lost.last)
+        stored = (await publish(engine, "orders.a", b"new")).stored
+        assert stored.first == lost.last + 1 > 8
+        assert kept == len((await engine.read_stream("orders", 1, **MANY)).batches)
+        with pytest.raises(DataCorrupt) as caught:
+            await engine.read_stream("orders", kept + 1, **MANY)
+        assert lost.last == caught.value.figure("last_sequence")
+        assert {stored.first: b"new"} == await messages_of(engine, "orders", lost.last + 1)
+    assert 1 == len(list(left.glob("tidewire.db-wal.damaged-*")))
+
+
+async def test_other_numbers_are_not_given_again(tmp_path: Path) -> None:
+    """Revisions of State, epochs and fencing tokens go on above all that may have been given."""
+    async with engine_at(tmp_path / "store") as engine:
+        await engine.create_stream(stream_config())
+        for i in range(8):
+            given = (await put(engine, f"k{i}", b"x" * 3000)).revision
+            member = await engine.join_member(f"n{i}", 5.0, ())
+        epoch = engine.epoch
+        shutil.copytree(
+            tmp_path / "store", tmp_path / "left", ignore=shutil.ignore_patterns("*-shm", "lock")
+        )
+    flip(tmp_path / "left" / "tidewire.db-wal", 0.3)
+    async with engine_at(tmp_path / "left") as engine:
+        assert await value_of(engine, "k0") is not None
+        assert await value_of(engine, "k7") is None
+        assert (await put(engine, "k8")).revision > given
+        assert (await engine.join_member("n8", 5.0, ())).fencing_token > member.fencing_token
+        assert engine.epoch > epoch
+
+
+async def test_a_loss_is_counted_once(tmp_path: Path) -> None:
+    """After a loss was dealt with, a kill and a start find nothing lost, and skip nothing."""
+    left, _ = await lose_half(tmp_path)
+    async with engine_at(left) as engine:
+        stored = (await publish(engine, "orders.a", b"new")).stored
+        again = tmp_path / "again"
+        shutil.copytree(left, again, ignore=shutil.ignore_patterns("*-shm", "lock"))
+    async with engine_at(again) as engine:
+        assert 0 == engine.groups_lost
+        assert stored.last + 1 == (await publish(engine, "orders.a", b"newer")).stored.first
+
+
+async def test_without_what_was_reserved_much_is_skipped(tmp_path: Path) -> None:
+    """A store restored without the file of reserved numbers skips more than can have been given."""
+    left, kept = await lose_half(tmp_path)
+    (left / "reserved").unlink()
+    async with engine_at(left) as engine:
+        stored = (await publish(engine, "orders.a", b"new")).stored
+        assert kept + lost_groups.SKIPPED_BLINDLY + 1 == stored.first
+
+
+async def test_control_sequences_given_again_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: without skipping, a lost sequence names another message."""
+    left, kept = await lose_half(tmp_path)
+    monkeypatch.setattr(opening, "skip_numbers", lambda *_: None)
+    async with engine_at(left) as engine:
+        assert kept + 1 == (await publish(engine, "orders.a", b"new")).stored.first
+
+
+@pytest.mark.parametrize("limits", [{"messages_max": 100}, {"messages_max": 100, "discard": 2}])
+async def test_what_was_lost_does_not_count_as_kept(tmp_path: Path, limits: dict[str, Any]) -> None:
+    """Retention by count removes nothing for a range in which there is nothing."""
+    left, kept = await lose_half(tmp_path)
+    async with engine_at(left) as engine:
+        await engine.update_stream(stream_config(**limits))
+        for _ in range(100 - kept):
+            await publish(engine, "orders.a", b"new")
+        state = (await engine.get_stream("orders")).state
+        assert (1, 100) == (state.first_sequence, state.messages)
+    async with engine_at(left) as engine:
+        assert 100 == (await engine.get_stream("orders")).state.messages
+        if "discard" not in limits:
+            await publish(engine, "orders.a", b"new")
+            state = (await engine.get_stream("orders")).state
+            assert (2, 100) == (state.first_sequence, state.messages)

@@ -170,7 +170,7 @@ async def test_an_unfinished_making_is_made_again(tmp_path: Path) -> None:
     async with engine_at(tmp_path) as engine:
         assert 1 == engine.epoch
 
-    assert ["lock", "tidewire.db"] == names(tmp_path)
+    assert ["lock", "reserved", "tidewire.db"] == names(tmp_path)
 
 
 def test_old_sqlite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ async def test_a_killed_store_loses_nothing(tmp_path: Path) -> None:
 
 
 async def test_closed_engines_refuse(tmp_path: Path) -> None:
-    """After closing, and closing twice, writes are refused and the store is one file again."""
+    """After closing, and closing twice, writes are refused and no log is left."""
     async with engine_at(tmp_path) as engine:
         await put(engine, "k")
         await engine.close()
@@ -205,7 +205,7 @@ async def test_closed_engines_refuse(tmp_path: Path) -> None:
         with pytest.raises(errors.Unavailable):
             await value_of(engine, "k")
 
-    assert ["lock", "tidewire.db"] == names(tmp_path)
+    assert ["lock", "reserved", "tidewire.db"] == names(tmp_path)
 
 
 async def test_too_much_waiting_is_refused(tmp_path: Path) -> None:

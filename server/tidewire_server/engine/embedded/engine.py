@@ -95,7 +95,9 @@ class EmbeddedEngine(StreamEngine):
         self._failure: asyncio.Future[BaseException] = loop.create_future()
         self._closed = False
         self._index()
-        self.writer = Writer(store.session, store.ballast, loop, self._deliver, self._fail)
+        self.writer = Writer(
+            store.session, store.ballast, store.reserved, loop, self._deliver, self._fail
+        )
         self.readers = Readers(store.readers, loop, self.options.reads_pending_max)
         self.writer.start()
         self.readers.start()

@@ -13,6 +13,8 @@ PRODUCER_BATCHES_KEPT = 16
 Batches of a producer whose place is remembered, to answer a repeated publish with the first copy's
 sequences.
 """
+FOUND_NEVER = 0
+"""Time at which a quarantined range was found when there never was a row in it: it was skipped."""
 DEDUP_WINDOW_NS_DEFAULT = 120 * 10**9
 
 
@@ -34,11 +36,21 @@ class Stream:
     last_time_ns: int = 0
     deleted: bool = False
     message_ids: MessageIds = field(default_factory=MessageIds)
+    holes: list[ranges.Range] = field(default_factory=list)
 
     @property
     def messages(self) -> int:
         """Messages kept; a damaged one counts, it is not forgotten."""
-        return self.last_sequence - self.first_sequence + 1
+        return self.messages_from(self.first_sequence)
+
+    def messages_from(self, sequence: int) -> int:
+        """
+        Messages kept from a sequence on. In ``holes`` there are none: a damaged log has lost them.
+        """
+        count = self.last_sequence - sequence + 1
+        for first, last in self.holes:
+            count -= max(0, last - max(first, sequence) + 1)
+        return count
 
     @property
     def dedup_window_ns(self) -> int:
@@ -104,6 +116,7 @@ class Streams:
             stream.restore(tuple(counters))
             self.by_name[name] = stream
         for stream in self.by_name.values():
+            stream.holes = _holes(connection, stream)
             if stream.dedup_window_ns:
                 stream.message_ids.load(
                     connection, stream.number, stream.dedup_window_ns, message_ids_max
@@ -196,6 +209,16 @@ class Producer:
         return cls(
             stream, producer_id, row[2], next_sequence, [tuple(item) for item in recent], row[4]
         )
+
+
+def _holes(connection: Connection, stream: Stream) -> list[ranges.Range]:
+    """Ranges that were skipped, as a damaged log may have lost messages of them."""
+    found = connection.execute("SELECT * FROM quarantine WHERE stream=?", (stream.number,))
+    return [
+        (first, last)
+        for number, first, last, found_ns, crc in rows.readable(found)
+        if found_ns == FOUND_NEVER and rows.fits(crc, number, first, last, found_ns)
+    ]
 
 
 def bounds(stream: int) -> tuple[int, int]:

@@ -18,7 +18,9 @@ from tidewire_server.engine.embedded.connections import (
 )
 from tidewire_server.engine.embedded.files import Ballast, StoreLock, inspect_database
 from tidewire_server.engine.embedded.log_damage import groups_lost
+from tidewire_server.engine.embedded.lost_groups import FACTS, put_log_aside, skip_numbers
 from tidewire_server.engine.embedded.options import EngineOptions, database_path
+from tidewire_server.engine.embedded.reserved import Reserved
 from tidewire_server.engine.embedded.session import Session
 from tidewire_server.engine.embedded.verification import Damage, has_all_tables, look_through
 from tidewire_server.engine.embedded.views import StreamView, views_of
@@ -37,6 +39,7 @@ class Store:
     cluster_id: str
     epoch: int
     damage: Damage
+    reserved: Reserved
 
     def release(self) -> None:
         """Let others have it."""
@@ -72,7 +75,11 @@ def _open(directory: Path, options: EngineOptions, lock: StoreLock) -> Store:
             writer.damaged = frozenset(damage.tables)
             session = Session(writer, options)
             session.reload()
-            epoch = _next_epoch(session)
+            reserved = Reserved(directory)
+            opened.callback(reserved.close)
+            if damage.groups_lost:
+                put_log_aside(directory, session.number("epoch") + 1)
+            epoch = _next_epoch(session, reserved, damage)
             readers: list[Connection] = []
             for _ in range(options.readers):
                 readers.append(open_reader(directory, options))
@@ -90,7 +97,12 @@ def _open(directory: Path, options: EngineOptions, lock: StoreLock) -> Store:
                 str(session.meta["cluster_id"]),
                 epoch,
                 damage,
+                reserved,
             )
+        except OSError as exc:
+            raise errors.StoreUnusable(
+                f"the store at {directory} cannot be used: {exc.strerror}"
+            ) from exc
         except (apsw.Error, UnicodeDecodeError) as exc:
             raise _unusable(directory, exc) from exc
         opened.pop_all()
@@ -133,11 +145,26 @@ def _unusable(directory: Path, exc: Exception) -> errors.TidewireError:
     return errors.StoreUnusable(f"the store at {directory} cannot be used: {why}")
 
 
-def _next_epoch(session: Session) -> int:
-    epoch = session.number("epoch") + 1
+def _next_epoch(session: Session, reserved: Reserved, damage: Damage) -> int:
     session.execute("BEGIN IMMEDIATE")
     session.begin()
+    if damage.groups_lost:
+        skip_numbers(session, reserved)
+    epoch = session.number("epoch") + 1
     session.set_number("epoch", epoch)
     session.flush()
+    streams = list(session.streams.by_name.values())
+    if "streams" not in damage.tables:
+        reserved.retain([*FACTS.values(), *(stream.number for stream in streams)])
+    reserved.cover(
+        [
+            *((key, session.number(name)) for name, key in FACTS.items()),
+            *((stream.number, stream.last_sequence) for stream in streams),
+        ]
+    )
     session.execute("COMMIT")
+    if damage.groups_lost:
+        # What is left of the lost groups must not be found, and counted, at the next start again.
+        session.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    session.take_changed_counters()
     return epoch

@@ -40,9 +40,9 @@ def drop_through(known: Ranges, stream: int, through: int) -> None:
         known[stream] = [item for item in known[stream] if item[1] > through]
 
 
-def save(session: Session, stream: int, item: ranges.Range) -> None:
-    """Record a range."""
-    columns = (stream, *item, time.time_ns())
+def save(session: Session, stream: int, item: ranges.Range, *, found_ns: int | None = None) -> None:
+    """Record a range, found now unless another time is said."""
+    columns = (stream, *item, time.time_ns() if found_ns is None else found_ns)
     session.execute(
         "INSERT OR REPLACE INTO quarantine VALUES (?,?,?,?,?)", *columns, rows.seal(*columns)
     )

@@ -43,7 +43,7 @@ def _trim(session: Session, stream: Stream) -> None:
         # A limit that was lowered by much is reached in pieces, one with each commit.
         if not over or last >= stream.last_sequence or count == session.options.sweep_rows_max:
             break
-        messages = stream.last_sequence - last
+        messages = stream.messages_from(last + 1)
         size -= row[4]
         through = last
     if through:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tidewire.v1 import event_pb2
-from tidewire_server.engine.embedded import rows
+from tidewire_server.engine.embedded import ranges, rows
 from tidewire_server.engine.embedded.facts import Stream
 from tidewire_server.engine.embedded.session import Session
 
@@ -18,6 +18,7 @@ class StreamView:
     created_ns: int
     consumers: int
     counters: tuple[int, ...]
+    holes: tuple[ranges.Range, ...] = ()
 
     @property
     def first_sequence(self) -> int:
@@ -33,6 +34,7 @@ class StreamView:
         """A stream with the counters of this view."""
         stream = Stream(self.number, self.name, self.config, self.created_ns)
         stream.restore(self.counters)
+        stream.holes = list(self.holes)
         return stream
 
 
@@ -50,6 +52,7 @@ def views_of(session: Session) -> dict[str, StreamView]:
             stream.created_ns,
             counts.get(stream.number, 0),
             stream.counters(),
+            tuple(stream.holes),
         )
         for name, stream in session.streams.by_name.items()
     }

@@ -16,7 +16,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +26,7 @@ from tidewire import errors
 from tidewire.v1 import common_pb2
 from tidewire_server.engine.embedded.files import Ballast
 from tidewire_server.engine.embedded.full_disk import FullDisk
+from tidewire_server.engine.embedded.reserved import FENCING_TOKEN, STATE_REVISION, Reserved
 from tidewire_server.engine.embedded.session import Effects, Session
 from tidewire_server.engine.embedded.trimming import trim
 from tidewire_server.engine.embedded.views import StreamView, views_of
@@ -107,6 +108,7 @@ class Writer:
         self,
         session: Session,
         ballast: Ballast,
+        reserved: Reserved,
         loop: asyncio.AbstractEventLoop,
         deliver: Callable[[Outcome], None],
         failed: Callable[[BaseException], None],
@@ -115,6 +117,7 @@ class Writer:
         self.pending = Pending()
         self.failure: BaseException | None = None
         self._session = session
+        self._reserved = reserved
         self._options = session.options
         self._full = FullDisk(session.connection, ballast)
         self._loop = loop
@@ -217,6 +220,7 @@ class Writer:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         with contextlib.suppress(apsw.Error):
             connection.close(True)
+        self._reserved.close()
 
     def _take(self) -> tuple[list[Job[Any]], bool]:
         """Everything that waits, at least one; False when it was asked to end."""
@@ -286,6 +290,7 @@ class Writer:
             for stream in list(session.dirty_streams.values()):
                 trim(session, stream)
             session.flush()
+            self._reserved.cover(_numbers(session))
             self._commit()
             self._unflushed = self._unflushing
         except Exception as exc:  # noqa: BLE001 (each kind is judged by translate and is_fatal)
@@ -392,6 +397,14 @@ class Writer:
         for job in jobs:
             if job.error is None:
                 self._loop.call_soon_threadsafe(_set_early, job)
+
+
+def _numbers(session: Session) -> Iterator[tuple[int, int]]:
+    """Numbers that the group may have given, which must be reserved before."""
+    yield STATE_REVISION, session.number("state_revision")
+    yield FENCING_TOKEN, session.number("fencing_token")
+    for stream in session.dirty_streams.values():
+        yield stream.number, stream.last_sequence
 
 
 def _set_early(job: Job[Any]) -> None:
