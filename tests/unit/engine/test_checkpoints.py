@@ -214,6 +214,29 @@ async def test_members_rise(tmp_path: Path) -> None:
         ]
 
 
+async def test_documents_are_bounded_by_kind(tmp_path: Path) -> None:
+    """
+    No more than the limit are taken; replacing one, removing one and what was taken back leave the
+    count right, also over a restart.
+    """
+    options = replace(SMALL, documents_max=3)
+    for _ in range(2):
+        async with engine_at(tmp_path, options) as engine:
+            for name in ("a", "b", "c", "c"):
+                await engine.put_document("command", name, b"1", 0)
+            for _ in range(2):
+                with pytest.raises(errors.Overloaded):
+                    await engine.put_document("command", "d", b"1", 0)
+            await engine.put_document("other", "d", b"1", 0)
+            await engine.delete_documents("command", ["b", "none"])
+            await engine.put_document("command", "e", b"1", 0)
+            with pytest.raises(errors.Overloaded):
+                await engine.put_document("command", "f", b"1", 0)
+            names = [name for name, _ in await engine.list_documents("command")]
+            assert ["a", "c", "e"] == names
+            await engine.delete_documents("command", ["e"])
+
+
 async def test_documents(tmp_path: Path) -> None:
     """Documents of a kind are kept until they expire or are deleted."""
     async with engine_at(tmp_path) as engine:

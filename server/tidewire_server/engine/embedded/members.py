@@ -98,11 +98,14 @@ def list_all(connection: Connection) -> list[MemberRecord]:
 
 def put_document(session: Session, kind: str, name: str, body: bytes, expires_ns: int) -> None:
     """Store a document, over the one of this name if there is one."""
-    count = session.row("SELECT count(*) FROM documents WHERE kind=?", kind)
-    if count >= session.options.documents_max:
-        raise errors.Overloaded(
-            f"{count} documents of kind {kind!r} are kept, and no more are taken", retry_after_s=1.0
-        )
+    if session.row("SELECT 1 FROM documents WHERE kind=? AND name=?", kind, name) is None:
+        count = _count_documents(session, kind)
+        if count >= session.options.documents_max:
+            raise errors.Overloaded(
+                f"{count} documents of kind {kind!r} are kept, and no more are taken",
+                retry_after_s=1.0,
+            )
+        _set_documents(session, kind, count + 1)
     crc = rows.seal(kind, name, expires_ns, body)
     session.execute(
         "INSERT OR REPLACE INTO documents VALUES (?,?,?,?,?)", kind, name, expires_ns, crc, body
@@ -122,8 +125,26 @@ def list_documents(connection: Connection, kind: str, now_ns: int) -> list[tuple
 
 def delete_documents(session: Session, kind: str, names: Sequence[str]) -> None:
     """Delete documents; those that are not there are no error."""
+    removed = 0
     for name in names:
         session.execute("DELETE FROM documents WHERE kind=? AND name=?", kind, name)
+        removed += session.connection.changes()
+    if kind in session.documents:
+        _set_documents(session, kind, session.documents[kind] - removed)
+
+
+def _count_documents(session: Session, kind: str) -> int:
+    """Documents of a kind; counted in the store once."""
+    if kind not in session.documents:
+        count = session.row("SELECT count(*) FROM documents WHERE kind=?", kind)
+        session.documents[kind] = count
+    return session.documents[kind]
+
+
+def _set_documents(session: Session, kind: str, count: int) -> None:
+    before = session.documents[kind]
+    session.on_undo(lambda: session.documents.__setitem__(kind, before))
+    session.documents[kind] = count
 
 
 def sweep_documents(session: Session, rows_max: int) -> int:

@@ -41,6 +41,7 @@ class Session:
 
     Attributes:
         prevented: Removals that damage prevented.
+        documents: Documents of each kind, as far as they were counted.
     """
 
     def __init__(self, connection: Connection, options: EngineOptions) -> None:
@@ -54,6 +55,7 @@ class Session:
         self.consumers: dict[tuple[int, str], Consumer] = {}
         self.producers: dict[tuple[int, str], Producer] = {}
         self.meta: dict[str, Any] = {}
+        self.documents: dict[str, int] = {}
         self.view_changed = False
         self.prevented = 0
         self._undo: list[Callable[[], None]] = []
@@ -154,6 +156,7 @@ class Session:
         self._undo.clear()
         self.consumers.clear()
         self.producers.clear()
+        self.documents.clear()
         self.meta = dict(self.connection.execute("SELECT name, value FROM meta"))
         self.streams.load(self.connection, self.options.message_ids_max)
         self.index_subjects()

@@ -3,7 +3,8 @@ Looking through the small tables at a start.
 
 A row that does not fit is refused when it is read; a row that is lost is not read at all. So tables
 where absence is an answer are looked through once, structure and rows, and when something is wrong
-with one, absence in it is no longer believed.
+with one, absence in it is no longer believed. Damage that comes later, while the store is in use,
+is found in rows that are read, each time; that a row has vanished since is found by the next start.
 """
 
 from dataclasses import dataclass, field
