@@ -26,6 +26,13 @@ CODECS: Final = (
     common_pb2.CODEC_SNAPPY,
     common_pb2.CODEC_ZSTD,
 )
+IDENTITY_KEYS: Final = (
+    "peer_spiffe_id",
+    "x509_subject_alternative_name",
+    "peer_unix",
+    "peer_memory",
+)
+"""Where `principal` looks in the authentication context, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +140,13 @@ class Core:
 def principal(context: Context) -> str:
     """
     Who calls, as the wire authenticated it: the SPIFFE id, else the first DNS name of the
-    certificate, else "".
+    certificate; ``unix://uid=1000`` on a Unix socket, ``memory://process`` within the process;
+    else "".
 
     Never the common name.
     """
     auth = context.auth_context()
-    for key in ("peer_spiffe_id", "x509_subject_alternative_name"):
+    for key in IDENTITY_KEYS:
         for value in auth.get(key, ()):
             return value.decode()
     return ""

@@ -3,8 +3,9 @@ Where the server listens: one gRPC server and one raw server for each scheme, al
 """
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc.aio
 
@@ -20,11 +21,19 @@ from tidewire.transport import (
     listener_schemes,
     parse_url,
 )
+from tidewire.transport.registry import listener_maker
+from tidewire.transport.sockets import UNIX_SOCKETS
 from tidewire.v1 import server_pb2
-from tidewire_server.ops.config import ENCRYPTED_SCHEMES, Config, ConfigError
+from tidewire_server.ops.config import LOCAL_SCHEMES, Config, ConfigError, is_loopback
 from tidewire_server.router import Router
 
-GRPC_SCHEMES: Final = ("grpc", "grpcs")
+if TYPE_CHECKING:
+    from tidewire.transport.socket_file import SocketFile
+
+GRPC_UNIX: Final = "grpc+unix"
+GRPC_SCHEMES: Final = ("grpc", "grpcs", *((GRPC_UNIX,) if UNIX_SOCKETS else ()))
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -43,6 +52,7 @@ class Listeners:
     raw: dict[str, RawServer] = field(default_factory=dict)
     _grpc: grpc.aio.Server | None = None
     _credentials: list[ServerCredentials] = field(default_factory=list)
+    _files: list["SocketFile"] = field(default_factory=list)
     _reloads: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -62,6 +72,8 @@ class Listeners:
         """Take no new connections and calls; cut those in flight when the grace is over."""
         if self._reloads is not None:
             self._reloads.cancel()
+        for file in self._files:
+            file.remove()
         await asyncio.gather(*(server.stop(grace_s) for server in self._servers()))
 
     def reload_certificates(self) -> bool:
@@ -74,15 +86,19 @@ class Listeners:
 
     def _add(self, url: WireUrl) -> None:
         if url.scheme in GRPC_SCHEMES:
-            bound = url.at(self._add_grpc(url))
+            bound, encrypted = url.at(self._add_grpc(url)), url.scheme == "grpcs"
         elif url.scheme in listener_schemes():
-            bound = self._add_raw(url)
+            encrypted = listener_maker(url.scheme)[1]
+            bound = self._add_raw(url, encrypted=encrypted)
         else:
             known = ", ".join(f"{scheme}://" for scheme in (*GRPC_SCHEMES, *listener_schemes()))
             raise ConfigError(
                 f"listen.urls: the server has no wire {url.scheme}://; it has {known}"
             )
-        encrypted = url.scheme in ENCRYPTED_SCHEMES
+        if not encrypted and url.scheme not in LOCAL_SCHEMES and not is_loopback(url.host):
+            log.warning(
+                "others can reach a listener that is not encrypted", extra={"url": bound.text}
+            )
         self.bound.append(
             server_pb2.Listener(
                 url=bound.text,
@@ -109,13 +125,20 @@ class Listeners:
         try:
             if url.scheme == "grpc":
                 return self._grpc.add_insecure_port(url.target)
+            if url.scheme == GRPC_UNIX:
+                from tidewire.transport.socket_file import bind_grpc
+
+                self._files.append(bind_grpc(self._grpc, url.path))
+                return 0
             credentials = ServerCredentials(self._tls())
             self._credentials.append(credentials)
             return self._grpc.add_secure_port(url.target, credentials.credentials)
         except RuntimeError as error:
             raise _cannot_listen(url) from error
+        except InvalidArgument as error:
+            raise _cannot_listen(url, error.message) from error
 
-    def _add_raw(self, url: WireUrl) -> WireUrl:
+    def _add_raw(self, url: WireUrl, *, encrypted: bool) -> WireUrl:
         server = self.raw.get(url.scheme)
         if server is None:
             server = self.raw[url.scheme] = RawServer(
@@ -129,7 +152,7 @@ class Listeners:
                 codecs=self.config.codecs.to_proto(),
             )
         try:
-            tls = self._tls() if url.scheme in ENCRYPTED_SCHEMES else None
+            tls = self._tls() if encrypted else None
             return server.listen(url.text, tls=tls).url
         except (OSError, InvalidArgument) as error:
             raise _cannot_listen(url, str(error)) from error
@@ -154,6 +177,8 @@ class Listeners:
 def _cannot_listen(
     url: WireUrl, why: str = "the address is in use or not of this machine"
 ) -> ConfigError:
+    if url.scheme in LOCAL_SCHEMES:
+        return ConfigError(f"listen.urls: {why}")
     return ConfigError(
         f"listen.urls: {url.text} cannot be listened on: {why}; choose another port, or port 0"
     )

@@ -99,9 +99,16 @@ async def sniffing(url: str) -> AsyncIterator[tuple[str, bytearray]]:
         writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(target.hostname, target.port)
+        if target.path:
+            there = await asyncio.open_unix_connection(target.path)
+        else:
+            there = await asyncio.open_connection(target.hostname, target.port)
         await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
 
+    if target.path:
+        async with await asyncio.start_unix_server(serve, f"{target.path}.proxy"):
+            yield f"{target.scheme}://{target.path}.proxy", seen
+        return
     proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with proxy:
         yield f"{target.scheme}://127.0.0.1:{proxy.sockets[0].getsockname()[1]}", seen
@@ -110,7 +117,12 @@ async def sniffing(url: str) -> AsyncIterator[tuple[str, bytearray]]:
 async def test_a_sniffer_sees_nothing_of_an_encrypted_wire(
     server: Running, wire: str, name: str
 ) -> None:
-    """Neither subject nor payload; the control is the plain wires, where both are seen."""
+    """
+    Neither subject nor payload; the control is the plain wires, where both are seen. Within the
+    process there is nothing to listen in on.
+    """
+    if wire == "memory":
+        return
     async with (
         sniffing(server.url(wire)) as (url, seen),
         tidewire.connect(url, tls=server.tls(wire)) as client,
@@ -167,8 +179,23 @@ print("all six kinds")
 """
 
 
-async def test_the_blocking_facade_works_on_every_wire(wire: str, tmp_path: Path) -> None:
-    """All six kinds and a blocking stub, in a process without a loop of its own."""
+async def test_the_blocking_facade_works_on_every_wire(
+    wire: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """
+    All six kinds and a blocking stub, in a process without a loop of its own; within the server's
+    process, in another thread.
+    """
+    if wire == "memory":
+        async with running(tmp_path, (wire,)) as it:
+            monkeypatch.setattr(sys, "argv", ["-c", it.url(wire)])
+            code = compile(FACADE, "facade", "exec")
+            await asyncio.to_thread(exec, code, {"__name__": "facade"})
+        assert "all six kinds\n" == capsys.readouterr().out
+        return
     certificates = None
     flags: list[str] = []
     arguments: list[str] = []

@@ -20,7 +20,9 @@ from tidewire.transport import (
     TransportOptions,
     channel,
     grpc_server,
+    parse_url,
 )
+from tidewire.transport.socket_file import bind_grpc
 
 
 @dataclass
@@ -61,7 +63,7 @@ async def serving_echo(
             credentials = ServerCredentials(server_tls).credentials
             url = f"grpcs://127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
         elif wire == "grpc+unix":
-            server.add_insecure_port(url.removeprefix("grpc+").replace("://", ":"))
+            bind_grpc(server, parse_url(url).path)
         else:
             url = server.listen(url, tls=server_tls).url.text
         await server.start()

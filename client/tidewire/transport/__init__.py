@@ -18,6 +18,7 @@ from tidewire.transport.grpc import (
 # isort: split
 from tidewire.transport.channel import RawChannel
 from tidewire.transport.counters import WireCounters
+from tidewire.transport.memory import memory_channel, memory_listener
 from tidewire.transport.options import TransportOptions
 from tidewire.transport.registry import (
     ListenerMaker,
@@ -33,6 +34,7 @@ from tidewire.transport.registry import (
     transports,
 )
 from tidewire.transport.server import ConnectionInfo, RawServer
+from tidewire.transport.sockets import UNIX_SOCKETS
 from tidewire.transport.tcp import stream_listener, tcp_channel, tls_channel
 from tidewire.transport.tls import ServerTls, TlsConfig
 from tidewire.transport.url import WireUrl, parse_url
@@ -43,6 +45,22 @@ register("tcp", tcp_channel)
 register("tls", tls_channel)
 register_listener("tcp", stream_listener)
 register_listener("tls", stream_listener, encrypted=True)
+register("memory", memory_channel)
+register_listener("memory", memory_listener)
+if UNIX_SOCKETS:
+    from tidewire.transport.unix import grpc_unix_channel, unix_channel, unix_listener
+
+    register("unix", unix_channel)
+    register_listener("unix", unix_listener)
+    register("grpc+unix", grpc_unix_channel)
+else:
+    for scheme in ("unix", "grpc+unix"):
+        register_missing(scheme, "this system has no Unix sockets")
+register_missing(
+    "rdma",
+    "no Python binding for RDMA verbs is kept up; a transport of your own registers by the entry "
+    "points tidewire.transports and tidewire.listeners",
+)
 
 __all__ = [
     "ConnectionInfo",

@@ -1,12 +1,19 @@
 """Who is at the other end of a connection, in the words gRPC uses for it."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Mapping
+from struct import Struct
 from typing import Any, Final
 from urllib.parse import quote
 
 SPIFFE: Final = "spiffe://"
+UNIX: Final = "unix://"
+PEER_UNIX: Final = "peer_unix"
+"""Key of the identity the kernel vouches for: ``unix://uid=1000``."""
+_CREDENTIALS: Final = Struct("=iII")
+"""Process, user and group, as SO_PEERCRED has them on Linux."""
 _COMMON_NAME: Final = "x509_common_name"
 _SUBJECT_ALTERNATIVE_NAME: Final = "x509_subject_alternative_name"
 _BY_KIND: Final = {
@@ -33,6 +40,8 @@ class Peer:
     """
     Address and verified identity of the other end. The certificate is read when first asked for.
     """
+
+    __slots__ = ("_auth", "_tls", "name")
 
     def __init__(self, transport: asyncio.BaseTransport) -> None:
         self.name = peer_name(transport)
@@ -86,3 +95,61 @@ class Peer:
             der = self._tls.getpeercert(binary_form=True)
             found["x509_pem_cert"] = [ssl.DER_cert_to_PEM_cert(der).encode("ascii")]
         return {key: tuple(values) for key, values in found.items()}
+
+
+class UnixPeer(Peer):
+    """
+    Address and identity of the other end of a Unix socket: the user it ran as when it connected.
+
+    The kernel says who it is, so nothing has to be presented or verified. Where it does not say
+    (SO_PEERCRED is Linux's), the peer has no identity.
+    """
+
+    __slots__ = ("_credentials",)
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        self.name = UNIX.removesuffix("//")
+        self._tls = None
+        self._auth = None
+        self._credentials = unix_credentials(transport.get_extra_info("socket"))
+
+    @property
+    def auth(self) -> Mapping[str, tuple[bytes, ...]]:
+        """User, group and process of the peer, each alone and the user as an identity."""
+        if self._auth is None:
+            self._auth = {"transport_security_type": (b"local",)}
+            if self._credentials is not None:
+                process, user, group = self._credentials
+                self._auth |= {
+                    PEER_UNIX: (b"%suid=%d" % (UNIX.encode(), user),),
+                    "peer_unix_uid": (b"%d" % user,),
+                    "peer_unix_gid": (b"%d" % group,),
+                    "peer_unix_pid": (b"%d" % process,),
+                }
+        return self._auth
+
+    @property
+    def identity_key(self) -> str | None:
+        """``peer_unix``, where the kernel says who it is."""
+        return PEER_UNIX if PEER_UNIX in self.auth else None
+
+
+def unix_credentials(sock: Any) -> tuple[int, int, int] | None:
+    """Return process, user and group at the other end; ``None`` where the kernel does not say."""
+    option: int | None = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    raw: bytes = sock.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)
+    process, user, group = _CREDENTIALS.unpack(raw)
+    return process, user, group
+
+
+def peer_of(transport: asyncio.BaseTransport) -> Peer:
+    """Return who is at the other end of a stream, whatever carries it."""
+    given: Any = transport.get_extra_info("peer")
+    if isinstance(given, Peer):
+        return given
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family == getattr(socket, "AF_UNIX", None):
+        return UnixPeer(transport)
+    return Peer(transport)

@@ -14,6 +14,8 @@ from tidewire.transport.options import TransportOptions
 
 SWITCH: Final = "TIDEWIRE_AIOFASTNET"
 _TCP_PROBES = 3
+UNIX_SOCKETS: Final = os.name == "posix" and hasattr(socket, "AF_UNIX")
+"""Whether this system has sockets with paths, as POSIX means them."""
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 

@@ -21,7 +21,7 @@ from tidewire.transport.options import (
     WRITE_LOW_BYTES,
     WRITTEN_POLL_S,
 )
-from tidewire.transport.peer import Peer
+from tidewire.transport.peer import Peer, peer_of
 from tidewire.wire.connection import Connection
 from tidewire.wire.deadlines import FOREVER
 
@@ -94,10 +94,14 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
         return self._scratch
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Take what the peer sent, out of the buffer."""
+        self.take(self._scratch[:nbytes].tobytes())
+
+    def take(self, data: bytes) -> None:
         """Take what the peer sent."""
-        self._counters.bytes_in += nbytes
+        self._counters.bytes_in += len(data)
         connection = self.connection
-        connection.receive_data(self._scratch[:nbytes].tobytes(), self._loop.time())
+        connection.receive_data(data, self._loop.time())
         if connection.is_server and connection.backlog_bytes > BACKLOG_BYTES:
             # What answers wait for is taken first. Only a server stops: two that wait for each
             # other would wait for ever.
@@ -180,7 +184,7 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
 
     def peer(self) -> Peer:
         """Who is at the other end of the stream."""
-        return Peer(self.transport)
+        return peer_of(self.transport)
 
     def _write(self, pieces: list[bytes | memoryview]) -> None:
         size = sum(map(len, pieces))

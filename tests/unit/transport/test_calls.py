@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 from typing import Any
 
 import grpc
@@ -328,8 +329,14 @@ async def test_identity(echo: Echoing) -> None:
         for line in (await echo.stub.Say(Say(fault="who"), timeout=LIMIT_S)).text.splitlines()
     )
 
-    assert lines["peer"].startswith("ipv4:127.0.0.1:")
-    if echo.wire in ENCRYPTED:
+    addresses = {"unix": "unix:", "grpc+unix": "unix:", "memory": "memory:"}
+    assert lines["peer"].startswith(addresses.get(echo.wire, "ipv4:127.0.0.1:"))
+    if echo.wire == "unix":
+        user = f"unix://uid={os.getuid()}".encode()
+        assert ("peer_unix", f"{[user]}") == (lines["key"], lines["identities"])
+    elif echo.wire == "memory":
+        assert ("peer_memory", "[b'memory://process']") == (lines["key"], lines["identities"])
+    elif echo.wire in ENCRYPTED:
         assert "x509_subject_alternative_name" == lines["key"]
         assert "[b'spiffe://test/alice']" == lines["identities"]
         assert "[b'spiffe://test/alice']" == lines["peer_spiffe_id"]
