@@ -1,11 +1,9 @@
 """
-The client's end of raw wires: ``grpc.aio.Channel`` over one connection that is made when needed.
+The client's end of raw wires: ``grpc.aio.Channel`` over connections that are made when needed.
 """
 
 import asyncio
-import logging
 import random
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -16,28 +14,24 @@ from grpc import ChannelConnectivity as State
 
 from tidewire.errors import (
     Cancelled,
-    ConnectionLost,
     DeadlineExceeded,
-    PermissionDenied,
     ResourceExhausted,
     TidewireError,
-    TlsFailed,
     WireUnsuitable,
-    WireVersionUnsupported,
 )
 from tidewire.transport import multicallable
 from tidewire.transport.client_call import CallCore
+from tidewire.transport.client_link import ClientLink, connect
+from tidewire.transport.connectivity import Connectivity
 from tidewire.transport.counters import WireCounters
 from tidewire.transport.options import TransportOptions
+from tidewire.transport.pool import Ended, Pool, PoolStats
 from tidewire.transport.shell import Shell
 from tidewire.transport.stream import WireProtocol
 from tidewire.transport.version import AGENT
-from tidewire.wire.bodies import STATUS_OK, Ending, Goaway, Hello
-from tidewire.wire.call import Call
-from tidewire.wire.client_side import ClientConnection
+from tidewire.wire.bodies import Ending, Hello
+from tidewire.wire.deadlines import FOREVER
 from tidewire.wire.frame import CALL_ID_MAX
-
-_LOGGER = logging.getLogger(__name__)
 
 Dial = Callable[["RawChannel"], Awaitable[Shell]]
 """
@@ -46,58 +40,14 @@ Makes one connection of a channel: what differs between wires. The shell it retu
 """
 
 
-class ClientLink(ClientConnection):
-    """One connection of a channel."""
-
-    def __init__(self, channel: "RawChannel", protocol: Shell, now_s: float) -> None:
-        super().__init__(channel.hello, channel.options.limits, now_s)
-        self.channel = channel
-        self.protocol = protocol
-        self.ready: asyncio.Future[None] = channel.loop.create_future()
-        """Done when HELLOs are exchanged; carries the error when they are not."""
-        # Whoever waited may be gone: then nobody needs to be told.
-        self.ready.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    def on_ready(self) -> None:
-        """Let the channel use the connection."""
-        if not self.ready.done():
-            self.ready.set_result(None)
-
-    def on_goaway(self, goaway: Goaway) -> None:
-        """Leave the connection to its calls in flight; those not sent go to another one."""
-        if goaway.reason.code != STATUS_OK:
-            _LOGGER.warning("the server ends the connection: %s", goaway.reason.message)
-            self.fatal = goaway.reason
-        self.channel.on_draining(self)
-
-    fatal: Ending | None = None
-    """Why the server ended the connection, when it was not in order."""
-
-    def ending_error(self, error: TidewireError) -> TidewireError:
-        """Tell calls in flight what the server said before it closed."""
-        if self.fatal is not None:
-            return ConnectionLost(f"the server ended the connection: {self.fatal.message}")
-        return super().ending_error(error)
-
-    def forget(self, call: Call) -> None:
-        """Take a call out; the last one of a draining connection ends it."""
-        ClientConnection.forget(self, call)
-        if self.draining and not self.calls:
-            self.protocol.finish()
-
-    def on_closed(self, error: TidewireError) -> None:
-        """Tell the channel."""
-        if not self.ready.done():
-            self.ready.set_exception(self.ending_error(error))
-        self.channel.on_closed(self)
-
-
 class RawChannel(grpc.aio.Channel):
     """
     A channel over a raw wire.
 
     It connects when the first call needs it, again after a loss, and waits longer after each
-    failure. Use it in one event loop. It may be made before the loop runs.
+    failure. One connection carries all calls until it is full; then a pool of them does (see
+    :class:`~tidewire.transport.pool.PoolOptions`). Use it in one event loop. It may be made before
+    the loop runs.
     """
 
     def __init__(
@@ -125,17 +75,20 @@ class RawChannel(grpc.aio.Channel):
         self.counters = WireCounters()
         self.link: ClientLink | None = None
         """Connection that takes new calls."""
+        self.pool: Pool[ClientLink] = Pool(options.pool)
+        self.closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dial = dial
         self._links: set[ClientLink] = set()
         self._waiting: dict[CallCore, None] = {}
         self._connecting: asyncio.Task[None] | None = None
-        self._state = State.IDLE
-        self._state_changed: asyncio.Event | None = None
+        self._growing: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._connectivity = Connectivity()
         self._failure: TidewireError | None = None
         self._failures = 0
+        self._grow_at_s = 0.0
         self._wanted = False
-        self._closed = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -145,15 +98,21 @@ class RawChannel(grpc.aio.Channel):
             loop = self._loop = asyncio.get_running_loop()
         return loop
 
+    def pool_stats(self) -> PoolStats:
+        """Return the connections by state, and what became of those before."""
+        return self.pool.stats(len(self._waiting))
+
     # Calls ------------------------------------------------------------------------------------
 
     def start(self, call: CallCore, message: bytes | None, *, last: bool) -> None:
-        """Open a call on the connection, or let it wait for one."""
+        """Open a call on a connection, or let it wait for one."""
         link = self.link
         self.counters.calls_active += 1
-        if link is None or link.draining:
-            self._wait(call, message, last)
-            return
+        if link is None or link.draining or len(link.calls) + len(link.unsent) >= link.room:
+            link = self.link = self.pool.pick()
+            if link is None:
+                self._wait(call, message, last)
+                return
         try:
             link.open(call, message, last=last)
         except TidewireError as error:
@@ -168,21 +127,22 @@ class RawChannel(grpc.aio.Channel):
         call.on_end(Ending.of(error))
 
     def _wait(self, call: CallCore, message: bytes | None, last: bool) -> None:
-        if self._closed:
+        if self.closed:
             self._refuse(call, Cancelled("the channel is closed"))
         elif len(self._waiting) >= self.options.pending_calls_max:
             self._refuse(
                 call, ResourceExhausted(f"{len(self._waiting)} calls wait for a connection")
             )
-        elif self._state is State.TRANSIENT_FAILURE and not call.wait_for_ready:
+        elif self._connectivity.state is State.TRANSIENT_FAILURE and not call.wait_for_ready:
             assert self._failure is not None
             self._refuse(call, self._failure)
         else:
             call.pending = (message, last)
             self._waiting[call] = None
+            self.pool.waits += 1
             if call.deadline_s is not None:
                 call.waiting_timer = self.loop.call_at(call.deadline_s, self._expire, call)
-            self._connect()
+            self._want()
 
     def _expire(self, call: CallCore) -> None:
         if call in self._waiting:
@@ -199,6 +159,15 @@ class RawChannel(grpc.aio.Channel):
             call.waiting_timer.cancel()
             call.waiting_timer = None
 
+    def move(self, call: CallCore, ending: Ending) -> None:
+        """Give a call that no server has seen to another connection; not for ever."""
+        call.moves += 1
+        if call.moves > MOVES_MAX:
+            call.over = True
+            call.on_end(ending)
+        else:
+            self._wait(call, *call.detach())
+
     def ended(self, call: CallCore, ending: Ending) -> None:
         """Count the end of a call."""
         self.counters.calls_active -= 1
@@ -210,162 +179,228 @@ class RawChannel(grpc.aio.Channel):
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(call.abandon)
 
-    # Connection -------------------------------------------------------------------------------
+    # Connections ------------------------------------------------------------------------------
 
     def stream_protocol(self) -> WireProtocol[ClientLink]:
         """Return the shell of a new connection, for wires that are a stream of bytes."""
         return WireProtocol(lambda shell, now_s: ClientLink(self, shell, now_s), self.counters)
 
+    async def dial(self) -> Shell:
+        """Make one connection of this channel's wire."""
+        return await self._dial(self)
+
+    def _want(self) -> None:
+        """See that calls which wait get a connection: the first one, or one more."""
+        if not self.pool.members:
+            self._connect()
+        else:
+            self._grow()
+
     def _connect(self) -> None:
-        if self._connecting is None and not self._closed:
+        if self._connecting is None and not self.closed:
             self._connecting = self.loop.create_task(self._keep_connecting())
 
     async def _keep_connecting(self) -> None:
         """Connect; after a failure wait and go on while somebody wants the connection."""
         try:
-            while True:
-                self._set_state(State.CONNECTING)
-                failure = await self._try_connecting()
-                if failure is None:
+            while not self.pool.members:
+                self._connectivity.set(State.CONNECTING)
+                if await self._open_one():
                     return
-                self._failures += 1
-                self._failure = failure
-                self.counters.errors[type(failure).__name__] += 1
-                self._set_state(State.TRANSIENT_FAILURE)
+                failure = self._failure
+                assert failure is not None
+                self._connectivity.set(State.TRANSIENT_FAILURE)
                 self._fail_waiting(failure)
                 await asyncio.sleep(self._backoff_s())
                 if not self._waiting and not self._wanted:
-                    self._set_state(State.IDLE)
+                    self._connectivity.set(State.IDLE)
                     return
         finally:
             self._connecting = None
 
+    def _grow(self, *, first: bool = False) -> None:
+        """Open what the pool wants beside the connections there are."""
+        if self.closed or self.loop.time() < self._grow_at_s:
+            return
+        for _ in range(self.pool.wanted(len(self._waiting), first=first)):
+            task = self.loop.create_task(self._open_another())
+            self.pool.opening += 1
+            self._growing.add(task)
+            task.add_done_callback(self._grown)
+
+    def _grown(self, task: "asyncio.Task[None]") -> None:
+        self.pool.opening -= 1
+        self._growing.discard(task)
+
+    async def _open_another(self) -> None:
+        """Open one more; when that fails the calls wait for room on those there are."""
+        if not await self._open_one():
+            wait_s = self._backoff_s()
+            self._grow_at_s = self.loop.time() + wait_s
+            await asyncio.sleep(wait_s)
+            self.loop.call_soon(self._want_again)
+
+    def _want_again(self) -> None:
+        if self._waiting:
+            self._want()
+
     def _backoff_s(self) -> float:
         options = self.options
-        doublings = min(self._failures - 1, 32)
+        doublings = min(max(self._failures - 1, 0), 32)
         wait_s: float = min(options.backoff_first_s * 2**doublings, options.backoff_last_s)
         return wait_s * (1 + options.backoff_jitter * (2 * random.random() - 1))
 
-    async def _try_connecting(self) -> TidewireError | None:
-        """Return ``None`` when the connection is there, else why it is not."""
-        timeout_s = self.options.connect_timeout_s
-        protocol: Shell | None = None
-        try:
-            async with asyncio.timeout(timeout_s):
-                protocol = await self._dial(self)
-                await protocol.connection.ready
-        except TidewireError as error:
-            return error if error.retry_safe else _lasting(error)
-        except TimeoutError:
-            if protocol is not None:
-                protocol.abort()
-            return ConnectionLost(f"no connection to {self.url} within {timeout_s:g} s")
-        except ssl.SSLError as error:
-            return TlsFailed(f"TLS with {self.url} failed: {error.reason or error}")
-        except OSError as error:
-            return ConnectionLost(f"cannot connect to {self.url}: {error.strerror or error}")
-        except asyncio.CancelledError:
-            if protocol is not None:
-                protocol.abort()
-            raise
-        except Exception as error:
-            # A host name no codec takes, a transport of somebody else: no call may hang for it.
-            _LOGGER.exception("connecting to %s failed in a way nobody expected", self.url)
-            return ConnectionLost(f"cannot connect to {self.url}: {error}")
-        link: ClientLink = protocol.connection
-        if link.closed or link.draining:
-            return ConnectionLost(f"{self.url} ended the connection at once")
-        self._use(link)
-        return None
+    async def _open_one(self) -> bool:
+        """Open a connection and use it; return False when it failed, and note why."""
+        opened = await connect(self, self.url, self.options.connect_timeout_s)
+        if isinstance(opened, ClientLink):
+            self._use(opened)
+            return True
+        self._failures += 1
+        self._failure = opened
+        self.counters.errors[type(opened).__name__] += 1
+        return False
 
     def _use(self, link: ClientLink) -> None:
         self._failures = 0
         self._failure = None
         self._wanted = False
+        self._grow_at_s = 0.0
         self._links.add(link)
-        self.link = link
-        self._set_state(State.READY)
-        waiting = list(self._waiting)
-        for call in waiting:
-            self.drop_waiting(call)
-            self._reopen(call)
+        first = not self.pool.members
+        self.pool.add(link, self.loop.time())
+        self._watch_links()
+        if self.link is None:
+            self.link = link
+        self._connectivity.set(State.READY)
+        self._admit()
+        if first:
+            self._grow(first=True)
 
-    def _reopen(self, call: CallCore) -> None:
-        message, last = call.pending
-        call.pending = (None, False)
-        self.counters.calls_active -= 1
-        self.start(call, message, last=last)
-        call.on_attached()
+    def _admit(self) -> None:
+        """Open calls that wait, as long as there is room."""
+        while self._waiting and self.pool.pick() is not None:
+            call = next(iter(self._waiting))
+            self.drop_waiting(call)
+            message, last = call.pending
+            call.pending = (None, False)
+            self.counters.calls_active -= 1
+            self.start(call, message, last=last)
+            call.on_attached()
+        self._watch_links()
+        if self._waiting:
+            self._want()
 
     def _fail_waiting(self, failure: TidewireError) -> None:
         for call in [call for call in self._waiting if not call.wait_for_ready]:
             self.drop_waiting(call)
             self._refuse(call, failure)
 
+    # News of connections ----------------------------------------------------------------------
+
+    def _watch_links(self) -> None:
+        """Let connections tell of the end of each call only when somebody waits for that."""
+        watched = self.pool.watched or bool(self._waiting)
+        for link in self.pool.members:
+            link.watched = watched
+        self._arm_sweep()
+
+    def on_rested(self, link: ClientLink) -> None:
+        """A call of a connection has ended: there is room, or it is idle now."""
+        surplus = self.pool.rested(link, self.loop.time())
+        if self._waiting:
+            self._admit()
+        elif surplus is not None:
+            self._retire(surplus, Ended.SURPLUS)
+        elif self._sweep is None:
+            self._arm_sweep()
+
+    def _retire(self, link: ClientLink, why: Ended) -> None:
+        """Close a connection that carries nothing."""
+        self._leave(link, why)
+        link.close()
+        link.protocol.flush()
+
+    def _arm_sweep(self) -> None:
+        due_s = self.pool.next_s()
+        if self._sweep is None and due_s < FOREVER and not self.closed:
+            self._sweep = self.loop.call_at(due_s, self._sweep_idle)
+
+    def _sweep_idle(self) -> None:
+        self._sweep = None
+        for link in self.pool.expired(self.loop.time()):
+            self._retire(link, Ended.IDLE)
+        self._arm_sweep()
+
+    def _leave(self, link: ClientLink, why: Ended) -> None:
+        """Use a connection no more."""
+        if not self.pool.remove(link, why):
+            return
+        if self.link is link:
+            self.link = self.pool.pick()
+        if not self.pool.members:
+            self._connectivity.set(State.IDLE)
+
     def on_draining(self, link: ClientLink) -> None:
         """Use another connection from now on; calls that were not sent move there."""
         link.draining = True
-        if self.link is link:
-            self.link = None
-            self._set_state(State.IDLE)
+        self._leave(link, Ended.DRAINING)
         for call in link.take_unsent():
             assert isinstance(call, CallCore)
             self._wait(call, *call.detach())
+        if self._waiting and self.pool.members:
+            self._admit()
         if not link.calls:
             link.protocol.finish()
 
     def on_closed(self, link: ClientLink) -> None:
         """A connection is over."""
         self._links.discard(link)
-        if self.link is link:
-            self.link = None
-            self._set_state(State.IDLE)
+        self._leave(link, Ended.LOST)
+        if self._waiting:
+            self._want()
 
     # State ------------------------------------------------------------------------------------
 
-    def _set_state(self, state: State) -> None:
-        if state is self._state or self._state is State.SHUTDOWN:
-            return
-        self._state = state
-        if self._state_changed is not None:
-            self._state_changed.set()
-            self._state_changed = None
-
     def get_state(self, try_to_connect: bool = False) -> State:
         """Return the state; connect if asked to and idle."""
-        if try_to_connect and self._state is State.IDLE:
+        if try_to_connect and self._connectivity.state is State.IDLE:
             self._wanted = True
             self._connect()
-        return self._state
+        return self._connectivity.state
 
     async def wait_for_state_change(self, last_observed_state: State) -> None:
         """Wait until the state is another one."""
-        while self._state is last_observed_state:
-            if self._state_changed is None:
-                self._state_changed = asyncio.Event()
-            await self._state_changed.wait()
+        await self._connectivity.wait_for_change(last_observed_state)
 
     async def channel_ready(self) -> None:
         """Connect and wait until it is done, through failures."""
-        while (state := self.get_state(try_to_connect=True)) is not State.READY:
-            if state is State.SHUTDOWN:
-                raise grpc.aio.UsageError("the channel is closed")
+        await self._connectivity.wait_ready(self._want_ready)
+
+    def _want_ready(self) -> State:
+        state = self.get_state(try_to_connect=True)
+        if state is not State.READY:
             self._wanted = True
-            await self.wait_for_state_change(state)
+        return state
 
     async def close(self, grace: float | None = None) -> None:
         """
         Take no more calls; let those in flight finish for ``grace`` seconds, then cancel them.
         """
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         for call in list(self._waiting):
             call.cancel_with(Ending.of(Cancelled("the channel was closed")))
-        self.link = None
-        if self._connecting is not None:
-            self._connecting.cancel()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for task in (self._connecting, *self._growing):
+            if task is not None:
+                task.cancel()
         links = list(self._links)
+        for link in links:
+            self.pool.remove(link, Ended.CHANNEL)
+        self.link = None
         if grace and links:
             for link in links:
                 link.draining = True
@@ -375,7 +410,7 @@ class RawChannel(grpc.aio.Channel):
         for link in links:
             link.close()
             link.protocol.flush()
-        self._set_state(State.SHUTDOWN)
+        self._connectivity.set(State.SHUTDOWN)
         if links:
             await asyncio.wait([link.protocol.lost for link in links], timeout=CLOSE_WAIT_S)
 
@@ -437,10 +472,5 @@ LATE_CALL_ID = CALL_ID_MAX // 2
 """From here on each call looks whether the connection has numbers left."""
 CLOSE_WAIT_S = 1.0
 """How long ``close`` waits for streams to be closed in order."""
-
-
-def _lasting(error: TidewireError) -> TidewireError:
-    """Report what the server or TLS refused as UNAVAILABLE, as gRPC does, with its own words."""
-    if isinstance(error, (WireVersionUnsupported, PermissionDenied)):
-        return error
-    return ConnectionLost(error.message)
+MOVES_MAX = 3
+"""How often a call that was never sent moves on when its connection is lost."""

@@ -35,6 +35,8 @@ class CallCore(ClientCall):
     _attached: "asyncio.Future[None] | None" = None
     attached = False
     """Whether the call has a connection."""
+    moves = 0
+    """How often it lost its connection before its OPEN had left."""
     wait_for_ready = False
     pending: tuple[bytes | None, bool] = (None, False)
     """First message, and whether it is the last, while the call waits for a connection."""

@@ -5,6 +5,7 @@ Options of transports: sockets, waits, reconnection. Each is proved by its effec
 from dataclasses import dataclass, field
 from typing import Final
 
+from tidewire.transport.pool import PoolOptions
 from tidewire.wire.limits import KIB, WireLimits
 
 BACKLOG: Final = 1_024
@@ -33,6 +34,8 @@ class TransportOptions:
     """
 
     limits: WireLimits = field(default_factory=WireLimits)
+    pool: PoolOptions = field(default_factory=PoolOptions)
+    """Connections of a client's channel."""
     connect_timeout_s: float = 10.0
     """Time for name, connection, TLS and HELLO together, at a client."""
     handshake_timeout_s: float = 3.0
@@ -63,3 +66,7 @@ class TransportOptions:
     """Identifier told to the peer."""
     token: str = field(default="", repr=False)
     """Bearer token of a client; sent on encrypted wires only."""
+    websocket_origins: tuple[str, ...] = ()
+    """Origins of pages that may connect to a server; ``*`` is every page, none is no browser."""
+    websocket_hosts: tuple[str, ...] = ()
+    """Values of ``Host`` a WebSocket server takes; none means any."""
