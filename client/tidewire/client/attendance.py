@@ -7,15 +7,16 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from tidewire.client.content import Content
 from tidewire.client.responder import status_of
 from tidewire.client.session import PRIORITY_CONTROL, Session, log
 from tidewire.client.stream import ReopeningStream
 from tidewire.client.times import to_seconds
-from tidewire.errors import DeadlineExceeded, InvalidArgument, TidewireError, Unimplemented
+from tidewire.errors import DeadlineExceeded, TidewireError, Unimplemented
 from tidewire.v1 import common_pb2, control_pb2
 from tidewire.v1.control_pb2_grpc import ControlServiceStub
 from tidewire.wire.codec import CodecName
-from tidewire.wire.payload import decode_payload, encode_payload
+from tidewire.wire.payload import encode_payload
 
 REMEMBERED_MAX: Final = 1_024
 """Answers kept, so that a command that comes again is answered and not done twice."""
@@ -25,9 +26,9 @@ Result: TypeAlias = bytes | str | Mapping[str, Any] | Sequence[Any] | int | floa
 """Bytes and text go as they are, anything else as JSON; ``None`` is empty."""
 
 
-class Command:
+class Command(Content):
     """
-    A command for this node.
+    A command for this node; its payload are the arguments.
 
     Attributes:
         command_id: Identifier.
@@ -37,38 +38,15 @@ class Command:
         redelivered: It was handed over before.
     """
 
-    __slots__ = ("_arguments", "command_id", "principal", "redelivered", "remaining_s", "verb")
+    __slots__ = ("command_id", "principal", "redelivered", "remaining_s", "verb")
 
     def __init__(self, command: control_pb2.Command) -> None:
-        self._arguments = command.arguments
+        super().__init__(command.arguments)
         self.command_id: str = command.command_id
         self.verb: str = command.verb
         self.remaining_s = to_seconds(command.remaining)
         self.principal: str = command.principal
         self.redelivered: bool = command.redelivered
-
-    @property
-    def payload(self) -> bytes:
-        """The arguments, decompressed."""
-        return decode_payload(self._arguments)
-
-    @property
-    def text(self) -> str:
-        """The arguments as UTF-8 text."""
-        return self.payload.decode()
-
-    def json(self) -> Any:
-        """
-        The arguments as JSON; an empty mapping when there are none.
-
-        Raises:
-            InvalidArgument: They are not JSON; left alone, it is the command's failure.
-        """
-        raw = self.payload
-        try:
-            return json.loads(raw) if raw else {}
-        except ValueError as error:
-            raise InvalidArgument(f"the arguments of {self.verb} are not JSON: {error}") from error
 
 
 CommandHandler = Callable[[Command], Any]

@@ -1,6 +1,5 @@
 """Control: commands to nodes, with acknowledgement and result."""
 
-import asyncio
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
@@ -8,14 +7,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Self
 
-import grpc.aio
-
 from tidewire.client.attendance import Attendance, CommandHandler, Result, payload_of
 from tidewire.client.opening import Opening
+from tidewire.client.responses import responses
 from tidewire.client.retry import may_repeat
 from tidewire.client.session import PRIORITY_CONTROL, Session, log
 from tidewire.client.times import to_duration
-from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
 from tidewire.errors import ConnectionLost, DeadlineExceeded, InvalidArgument, TidewireError
 from tidewire.errors import from_status as error_of
 from tidewire.v1 import control_pb2
@@ -146,9 +143,9 @@ class SentCommand:
 
     async def _one_call(self) -> AsyncGenerator[NodeResult, None]:
         limit_s = max(self._ends_s - self._session.clock(), 0.001)
-        call: Any = self._stub.Send(self._request, timeout=limit_s, metadata=PRIORITY_CONTROL)
-        try:
-            while (response := await call.read()) is not grpc.aio.EOF:
+        call = self._stub.Send(self._request, timeout=limit_s, metadata=PRIORITY_CONTROL)
+        async with aclosing(responses(call)) as steps:
+            async for response in steps:
                 kind = response.WhichOneof("kind")
                 if kind == "accepted":
                     self.targets = tuple(response.accepted.targets)
@@ -162,14 +159,6 @@ class SentCommand:
                         response.finished.succeeded,
                     )
                     return
-        except asyncio.CancelledError as error:
-            if is_own_cancellation():
-                raise
-            raise translate(error) from error
-        except RPC_ERRORS as error:
-            raise translate(error) from error
-        finally:
-            call.cancel()
 
 
 class Control:

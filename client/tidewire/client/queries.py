@@ -1,18 +1,17 @@
 """Queries: request and reply through the service."""
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import grpc.aio
-
+from tidewire.client.content import Content
 from tidewire.client.opening import Opening
 from tidewire.client.responder import IN_FLIGHT_MAX, QueryHandler, Responder
+from tidewire.client.responses import responses
 from tidewire.client.session import PRIORITY_QUERY, Session, notify
-from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
+from tidewire.client.translate import was_never_sent
 from tidewire.errors import (
     ConnectionLost,
     InvalidArgument,
@@ -25,14 +24,11 @@ from tidewire.errors import from_status as error_of
 from tidewire.v1 import common_pb2, query_pb2
 from tidewire.v1.query_pb2_grpc import QueryServiceStub
 from tidewire.wire.batch import Headers
-from tidewire.wire.payload import Value, decode_payload, encode_payload, headers_of
+from tidewire.wire.payload import Value, encode_payload
 from tidewire.wire.subject import check_pattern, check_subject
 
-# How wires say that there was no connection to send anything on; anything else may have been sent.
-_NEVER_SENT = ("cannot connect to ", "no connection to ", "failed to connect to ")
 
-
-class Reply:
+class Reply(Content):
     """
     An answer to a query.
 
@@ -41,35 +37,15 @@ class Reply:
         request_id: Identifier of the query.
     """
 
-    __slots__ = ("_payload", "request_id", "responder")
+    __slots__ = ("request_id", "responder")
 
     def __init__(self, payload: common_pb2.Payload, responder: str, request_id: str) -> None:
-        self._payload = payload
+        super().__init__(payload)
         self.responder = responder
         self.request_id = request_id
 
     def __repr__(self) -> str:
         return f"<Reply of {self.responder!r} to {self.request_id}>"
-
-    @property
-    def payload(self) -> bytes:
-        """The answer, decompressed."""
-        return decode_payload(self._payload)
-
-    @property
-    def text(self) -> str:
-        """The answer as UTF-8 text."""
-        return self.payload.decode()
-
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]:
-        """Headers of the answer."""
-        return headers_of(self._payload)
-
-    @property
-    def content_type(self) -> str:
-        """Media type of the answer."""
-        return self._payload.content_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +187,8 @@ class Queries:
         else:
             request.all = True
         gathering = _Gathering(request.request_id, on_reply)
-        async with aclosing(self._responses(self._stub.Gather, request, timeout_s)) as responses:
-            async for response in responses:
+        async with aclosing(self._responses(self._stub.Gather, request, timeout_s)) as all_:
+            async for response in all_:
                 gathering.take(response)
         result = gathering.result()
         if strict and not result.complete:
@@ -271,22 +247,11 @@ class Queries:
         self._asked += 1
         return f"{self._prefix}-{self._asked}"
 
-    async def _responses(
+    def _responses(
         self, method: Callable[..., Any], request: Any, timeout_s: float | None
     ) -> AsyncGenerator[Any, None]:
         limit_s = self._session.options.timeout_s if timeout_s is None else timeout_s
-        call = method(request, timeout=limit_s, metadata=PRIORITY_QUERY)
-        try:
-            while (response := await call.read()) is not grpc.aio.EOF:
-                yield response
-        except asyncio.CancelledError as error:
-            if is_own_cancellation():
-                raise
-            raise translate(error) from error
-        except RPC_ERRORS as error:
-            raise translate(error) from error
-        finally:
-            call.cancel()
+        return responses(method(request, timeout=limit_s, metadata=PRIORITY_QUERY))
 
 
 class _Gathering:
@@ -333,7 +298,7 @@ class _Gathering:
 
 def _unknown(error: TidewireError, request_id: str) -> TidewireError:
     """A query whose connection was lost may have been answered; one never sent was not."""
-    if error.message.startswith(_NEVER_SENT):
+    if was_never_sent(error):
         return error
     return OutcomeUnknown(
         f"the connection was lost before the answer came: {error.message}",

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from google.rpc import status_pb2
 
+from tidewire.client.content import Content
 from tidewire.client.session import PRIORITY_QUERY, Session, check_codec, log
 from tidewire.client.stream import ReopeningStream
 from tidewire.client.times import to_seconds
@@ -16,13 +17,13 @@ from tidewire.errors import DeadlineExceeded, InvalidArgument, TidewireError, Un
 from tidewire.v1 import common_pb2, query_pb2
 from tidewire.v1.query_pb2_grpc import QueryServiceStub
 from tidewire.wire.codec import CodecName
-from tidewire.wire.payload import Value, decode_payload, encode_payload, headers_of
+from tidewire.wire.payload import Value, encode_payload
 
 IN_FLIGHT_MAX: Final = 100
 REMAINING_S_MAX: Final = 3_600.0
 
 
-class Query:
+class Query(Content):
     """
     A query to answer.
 
@@ -35,7 +36,6 @@ class Query:
     """
 
     __slots__ = (
-        "_payload",
         "principal",
         "query_id",
         "remaining_s",
@@ -45,28 +45,13 @@ class Query:
     )
 
     def __init__(self, query: query_pb2.ServeQuery) -> None:
-        self._payload = query.payload
+        super().__init__(query.payload)
         self.query_id: int = query.query_id
         self.subject: str = query.subject
         self.request_id: str = query.request_id
         self.remaining_s = to_seconds(query.remaining) if query.HasField("remaining") else 0.0
         self.streaming: bool = query.streaming
         self.principal: str = query.principal
-
-    @property
-    def payload(self) -> bytes:
-        """The question, decompressed."""
-        return decode_payload(self._payload)
-
-    @property
-    def text(self) -> str:
-        """The question as UTF-8 text."""
-        return self.payload.decode()
-
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]:
-        """Headers of the question."""
-        return headers_of(self._payload)
 
 
 Answer = Value | common_pb2.Payload | None

@@ -22,6 +22,12 @@ from tidewire.v1.error_pb2 import Reason
 RPC_ERRORS: Final = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError)
 """What a call of a channel may raise, beside `asyncio.CancelledError`."""
 
+SENT: Final = "sent"
+NOT_SENT: Final = "no"
+"""Metadata of a `ConnectionLost` that says that nothing was sent; every raw wire gives it."""
+_NEVER_SENT_BY_GRPC: Final = "failed to connect to "
+"""How grpcio, which gives no reason, says it; anything else of it may have been sent."""
+
 
 def translate(error: BaseException) -> TidewireError:
     """Return the exception of ours for one that a call raised."""
@@ -43,6 +49,11 @@ def is_own_cancellation() -> bool:
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def was_never_sent(error: TidewireError) -> bool:
+    """Whether a request certainly did not reach a server, as there was no connection."""
+    return error.metadata.get(SENT) == NOT_SENT
 
 
 def _of_rpc(error: grpc.aio.AioRpcError) -> TidewireError:
@@ -67,7 +78,8 @@ def _of_wire(number: int, text: str, translated: TidewireError) -> TidewireError
     if translated.reason != Reason.REASON_UNSPECIFIED:
         return translated
     if number == code_pb2.UNAVAILABLE:
-        return ConnectionLost(text)
+        never = text.startswith(_NEVER_SENT_BY_GRPC)
+        return ConnectionLost(text, metadata={SENT: NOT_SENT} if never else None)
     if number == code_pb2.DEADLINE_EXCEEDED:
         return DeadlineExceeded(text)
     if number == code_pb2.UNIMPLEMENTED:
