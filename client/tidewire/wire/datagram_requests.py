@@ -1,0 +1,172 @@
+"""
+What a server remembers of a session's requests, so that it does none twice. Without I/O.
+
+Every id is in one of five states: not seen, running, answered (the answer is kept), forgotten (it
+was dropped for a bound, so whether it was done cannot be told any more) or settled (the client
+wants nothing of it). An id is never taken for new once it was seen.
+"""
+
+from enum import Enum
+from typing import Final
+
+from tidewire.wire.datagram_limits import DatagramLimits
+
+_ENTRY_BYTES: Final = 200
+"""What a kept answer costs besides its bytes, about."""
+
+
+class Verdict(Enum):
+    """What a request id stands for."""
+
+    NEW = 1
+    RUNNING = 2
+    ANSWERED = 3
+    FORGOTTEN = 4
+    SETTLED = 5
+
+
+class KeptBytes:
+    """Bytes kept by all sessions of a listener."""
+
+    __slots__ = ("bytes_max", "used")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.used = 0
+
+
+class Kept:
+    """An answer that is kept."""
+
+    __slots__ = ("at_s", "flags", "resends", "response")
+
+    def __init__(self, flags: int, response: bytes, at_s: float) -> None:
+        self.flags = flags
+        self.response = response
+        self.at_s = at_s
+        self.resends = 0
+
+    @property
+    def cost_bytes(self) -> int:
+        """What it takes of the bounds."""
+        return len(self.response) + _ENTRY_BYTES
+
+
+class Requests:
+    """The requests of one session. Seconds are those of the clock that methods are given."""
+
+    def __init__(self, limits: DatagramLimits, kept_bytes: KeptBytes) -> None:
+        self.floor = 0
+        """Lowest id the client may still want something of."""
+        self.highest = 0
+        self.running: set[int] = set()
+        self._limits = limits
+        self._kept: dict[int, Kept] = {}
+        self._used_bytes = 0
+        self._all_bytes = kept_bytes
+        self._forgotten = 0
+        """Highest id that was dropped for a bound."""
+
+    def judge(self, number: int) -> Verdict:
+        """Return what an id stands for."""
+        if number < self.floor:
+            return Verdict.SETTLED
+        if number in self.running:
+            return Verdict.RUNNING
+        if number in self._kept:
+            return Verdict.ANSWERED
+        return Verdict.FORGOTTEN if number <= self._forgotten else Verdict.NEW
+
+    def begin(self, number: int) -> None:
+        """Note that a new request is being done."""
+        self.running.add(number)
+        if number > self.highest:
+            self.highest = number
+
+    def answer(self, number: int, flags: int, response: bytes, now_s: float) -> None:
+        """Keep the answer of a request, and drop old ones where bounds ask for it."""
+        self.running.discard(number)
+        if number > self.highest:
+            self.highest = number
+        if number < self.floor:
+            return
+        kept = Kept(flags, response, now_s)
+        limits, entries = self._limits, self._kept
+        entries[number] = kept
+        self._account(kept.cost_bytes)
+        while entries and (
+            len(entries) > limits.kept_max
+            or self._used_bytes > limits.kept_bytes_max
+            or self._all_bytes.used > self._all_bytes.bytes_max
+            or now_s - next(iter(entries.values())).at_s > limits.kept_s
+        ):
+            oldest = next(iter(entries))
+            self._drop(oldest)
+            self._forgotten = max(self._forgotten, oldest)
+
+    def kept(self, number: int) -> Kept:
+        """Return the answer of an id that is answered."""
+        return self._kept[number]
+
+    def raise_floor(self, floor: int) -> list[int]:
+        """
+        Forget what the client wants no more.
+
+        Returns:
+            Requests below the floor that still run.
+        """
+        if floor <= self.floor:
+            return []
+        entries = self._kept
+        if floor - self.floor <= len(entries):
+            gone = [number for number in range(self.floor, floor) if number in entries]
+        else:
+            gone = [number for number in entries if number < floor]
+        for number in gone:
+            self._drop(number)
+        self.floor = floor
+        return [number for number in self.running if number < floor] if self.running else []
+
+    def clear(self) -> None:
+        """Give back what the session took of the bound of all sessions."""
+        self._account(-self._used_bytes)
+        self._kept.clear()
+
+    def _drop(self, number: int) -> None:
+        self._account(-self._kept.pop(number).cost_bytes)
+
+    def _account(self, size: int) -> None:
+        self._used_bytes += size
+        self._all_bytes.used += size
+
+
+class Sequences:
+    """Which sequences have come: each is taken once, late ones within a window. Without I/O."""
+
+    __slots__ = ("_seen", "_window", "highest", "taken")
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._seen = 0
+        """Bit k: ``highest - k`` has come."""
+        self.highest = 0
+        self.taken = 0
+
+    def take(self, sequence: int) -> bool:
+        """Whether a sequence is new; then it is taken."""
+        ahead = sequence - self.highest
+        if ahead > 0:
+            kept = self._seen << ahead if ahead < self._window else 0
+            self._seen = (kept | 1) & ((1 << self._window) - 1)
+            self.highest = sequence
+        elif -ahead >= self._window or self._seen >> -ahead & 1:
+            return False
+        else:
+            self._seen |= 1 << -ahead
+        self.taken += 1
+        return True
+
+    @property
+    def missing(self) -> int:
+        """Sequences up to the highest that have not come."""
+        return self.highest - self.taken
