@@ -315,6 +315,12 @@ class RawChannel(grpc.aio.Channel):
         elif self._sweep is None:
             self._arm_sweep()
 
+    def suspect(self) -> None:
+        """Doubt the server: a connection on which it does not answer a PING soon is closed."""
+        for link in list(self.pool.members):
+            link.suspect(self.loop.time())
+            link.protocol.flush()
+
     def _retire(self, link: ClientLink, why: Ended) -> None:
         """Close a connection that carries nothing."""
         self._leave(link, why)

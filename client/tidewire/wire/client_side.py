@@ -154,6 +154,10 @@ class ClientConnection(Connection):
         call.granted = self.limits.call_credit_bytes
         self.calls[call_id] = call
         self.unsent.pop(call, None)
+        liveness = self._liveness
+        liveness.asked_s = now_s = self.now_s
+        if now_s + liveness.probe_after_s < self.wake_s:
+            self.wake_s = now_s + liveness.probe_after_s
         return call_id
 
     @property
@@ -236,6 +240,7 @@ class ClientConnection(Connection):
             raise WireVersionUnsupported(
                 f"the server chose version {peer.version_max}; this client speaks {VERSION}"
             )
+        self._liveness.greeted_after(self.now_s)
         self.greet(peer)
         self.on_ready()
 

@@ -154,7 +154,8 @@ class Connection:
         if self.closed:
             return
         self.now_s = now_s
-        error, ping, due_s = self._liveness.judge(now_s)
+        busy = bool(self.calls) and not self.is_server
+        error, ping, due_s = self._liveness.judge(now_s, busy=busy)
         if error is not None:
             self.fail(error)
             return
@@ -164,6 +165,17 @@ class Connection:
             self.push_control(encode_frame(PING, PING_BODY))
         self.wake_at(due_s)
         self.wake_at(self._deadlines.next_s())
+
+    def suspect(self, now_s: float) -> None:
+        """Doubt the peer: it must answer a PING in short time, or the connection ends."""
+        if not self.closed and self._liveness.suspect(now_s):
+            self.push_control(encode_frame(PING, PING_BODY))
+            self.wake_s = min(self.wake_s, now_s)  # the next look finds out when to look again
+
+    @property
+    def rtt_s(self) -> float:
+        """Average round trip, as PINGs and HELLO measured it; 0 when none did."""
+        return self._liveness.rtt.average_s
 
     def wake_at(self, due_s: float) -> None:
         """Bring :attr:`wake_s` nearer."""
@@ -447,6 +459,7 @@ class Connection:
     def _receive_pong(self, flags: int, priority: int, call_id: int, body: bytes) -> None:
         if len(body) != PING_BYTES:
             raise ProtocolViolation(f"PONG has {len(body)} bytes of body; it must have 8")
+        self._liveness.answered(self.now_s)
 
     def _receive_goaway(self, flags: int, priority: int, call_id: int, body: bytes) -> None:
         goaway = decode_goaway(body)

@@ -49,6 +49,9 @@ class WireLimits:
     """Time from the first byte of a frame to its last."""
     ping_timeout_s: float = 10.0
     """Time from our PING to any byte of the peer."""
+    probe_s: float = 5.0
+    """Silence after which a client with calls open sends PING, and its time for the answer; both
+    grow with the round trip, up to ten times this."""
     pings_max: int = 10
     """PINGs taken from the peer within ``pings_window_s`` while no call is open."""
     pings_window_s: float = 10.0
@@ -84,3 +87,5 @@ class WireLimits:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must fit in 32 bits")
         if self.calls_max < 1:
             raise ValueError(f"calls_max is {self.calls_max}; it must be at least 1")
+        if self.probe_s <= 0:
+            raise ValueError(f"probe_s is {self.probe_s}; it must be more than 0")

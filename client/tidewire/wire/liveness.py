@@ -6,6 +6,9 @@ from typing import NamedTuple
 from tidewire.errors import PeerTooSlow, PeerVanished, TidewireError, TooManyPings
 from tidewire.wire.deadlines import FOREVER
 from tidewire.wire.limits import WireLimits
+from tidewire.wire.rtt import RttEstimator
+
+DOUBLINGS_MAX = 16
 
 
 class Judgement(NamedTuple):
@@ -20,7 +23,15 @@ class Judgement(NamedTuple):
 
 
 class Liveness:
-    """Times of one connection. Seconds, of the clock the connection is given."""
+    """
+    Times of one connection. Seconds, of the clock the connection is given.
+
+    While a client's call is open, silence is looked into sooner than on an idle connection: a PING
+    goes out after the adaptive timeout over ``probe_s``, and again after twice that and so on as
+    long as only PONGs come, for then the handler is slow and the peer is well. A peer that does not
+    answer a probe in the same time is gone. So a call whose peer hangs is ended, and can be made
+    again elsewhere, and one whose handler takes its time is left alone.
+    """
 
     def __init__(self, limits: WireLimits, now_s: float) -> None:
         self.heard_s = now_s
@@ -29,13 +40,67 @@ class Liveness:
         """When the frame that is not complete yet began."""
         self.greeted = False
         """Whether the peer's HELLO has come."""
+        self.asked_s = now_s
+        """When this client last opened a call."""
+        self.rtt = RttEstimator()
+        self.probe_after_s = limits.probe_s
+        """Silence with an open call after which the peer is probed; grows with the round trip."""
         self._limits = limits
         self._started_s = now_s
         self._pinged_s: float | None = None
+        self._answer_s = limits.ping_timeout_s
+        self._ponged_s = now_s
+        self._quiet_probes = 0
         self._pings: deque[float] = deque(maxlen=limits.pings_max + 1)
 
-    def judge(self, now_s: float) -> Judgement:
-        """Hold the peer to its times."""
+    def measured(self, rtt_s: float) -> None:
+        """Take a round trip."""
+        self.rtt.sample(rtt_s)
+        self.probe_after_s = self.rtt.timeout_s(self._limits.probe_s)
+
+    def greeted_after(self, now_s: float) -> None:
+        """Take the exchange of HELLOs as the first round trip; for the side that began it."""
+        self.measured(now_s - self._started_s)
+
+    def answered(self, now_s: float) -> None:
+        """Take a PONG."""
+        if self._pinged_s is not None and self._ponged_s < self._pinged_s:
+            self.measured(now_s - self._pinged_s)
+            self._ponged_s = now_s
+            self._quiet_probes += 1
+
+    def suspect(self, now_s: float) -> bool:
+        """Doubt the peer; return whether a PING must go out now, to be answered in short time."""
+        if not self.greeted or (self._pinged_s is not None and self.heard_s < self._pinged_s):
+            return False
+        self._ping(now_s, hurried=True)
+        return True
+
+    def _ping(self, now_s: float, *, hurried: bool) -> None:
+        limits = self._limits
+        base_s = limits.ping_timeout_s
+        if hurried:
+            base_s = min(base_s, limits.probe_s)
+        self._answer_s = self.rtt.timeout_s(base_s)
+        self._pinged_s = now_s
+
+    def _silence_s(self, busy: bool) -> float:
+        """How long the peer may be silent before it is pinged."""
+        if not busy:
+            return self._limits.keepalive_s
+        if self.heard_s > self._ponged_s or self.asked_s > self._ponged_s:
+            self._quiet_probes = 0
+        doublings = min(self._quiet_probes, DOUBLINGS_MAX)
+        return min(self._limits.keepalive_s, self.probe_after_s * 2.0**doublings)
+
+    def judge(self, now_s: float, *, busy: bool = False) -> Judgement:
+        """
+        Hold the peer to its times.
+
+        Args:
+            now_s: The time.
+            busy: Whether this is a client with calls open.
+        """
         limits = self._limits
         wake_s = FOREVER
         if not self.greeted:
@@ -49,26 +114,25 @@ class Liveness:
             wake_s = min(wake_s, due_s)
         if not self.greeted:
             return Judgement(None, False, wake_s)
-        return self._judge_silence(now_s, wake_s)
+        return self._judge_silence(now_s, wake_s, busy)
 
     def _late(self, what: str, wait_s: float) -> Judgement:
         return Judgement(PeerTooSlow(f"{what} did not come within {wait_s:g} s"), False, FOREVER)
 
-    def _judge_silence(self, now_s: float, wake_s: float) -> Judgement:
-        limits = self._limits
+    def _judge_silence(self, now_s: float, wake_s: float, busy: bool) -> Judgement:
         if self._pinged_s is not None and self.heard_s < self._pinged_s:
-            due_s = self._pinged_s + limits.ping_timeout_s
+            due_s = self._pinged_s + self._answer_s
             if now_s < due_s:
                 return Judgement(None, False, min(wake_s, due_s))
             silence_s = now_s - self.heard_s
             error = PeerVanished(f"the peer has been silent for {silence_s:.1f} s and a PING")
             return Judgement(error, False, FOREVER)
-        self._pinged_s = None
-        due_s = self.heard_s + limits.keepalive_s
+        quiet_since_s = max(self.heard_s, self.asked_s) if busy else self.heard_s
+        due_s = quiet_since_s + self._silence_s(busy)
         if now_s < due_s:
             return Judgement(None, False, min(wake_s, due_s))
-        self._pinged_s = now_s
-        return Judgement(None, True, min(wake_s, now_s + limits.ping_timeout_s))
+        self._ping(now_s, hurried=busy)
+        return Judgement(None, True, min(wake_s, now_s + self._answer_s))
 
     def count_ping(self, now_s: float, *, busy: bool) -> None:
         """
