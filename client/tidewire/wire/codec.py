@@ -23,6 +23,8 @@ ZSTD_WINDOW_BYTES_MAX: Final = 8 * 1024 * 1024
 CONTEXTS_KEPT_MAX: Final = 8
 """Zstandard contexts of each kind kept for reuse; making one costs about 10 us and 600 KiB."""
 SNAPPY_HEADER_BYTES_MAX: Final = 5
+PART_BYTES: Final = 256 * 1024
+"""What is decompressed at once where the size of the whole is not known."""
 
 _MODULES: Final = {
     common_pb2.CODEC_LZ4: "lz4.frame",
@@ -128,6 +130,31 @@ def decompress(codec: CodecName, data: bytes, raw_size: int, limit: int) -> byte
     return result
 
 
+def decompress_unsized(codec: CodecName, data: bytes, limit: int) -> bytes:
+    """
+    Return what was compressed by a sender that does not state its size; memory stays within a few
+    times the limit whatever the data says.
+
+    Args:
+        codec: How `data` is compressed.
+        data: One whole frame; bytes after it are an error. A Zstandard frame need not state its
+            content size here.
+        limit: Largest result taken, in bytes.
+
+    Raises:
+        MessageTooLarge: The result would be over the limit.
+        BodyCorrupt: The data is not one whole frame of this codec.
+        CodecUnsupported: The codec is unknown or its library is not installed.
+    """
+    if codec == common_pb2.CODEC_LZ4:
+        return _decompress_lz4_unsized(_library(codec), data, limit)
+    if codec == common_pb2.CODEC_SNAPPY:
+        return decompress(codec, data, _snappy_size(data), limit)
+    if codec == common_pb2.CODEC_ZSTD:
+        return _decompress_zstd_unsized(_library(codec), data, limit)
+    return decompress(codec, data, len(data), limit)
+
+
 def _compress_lz4(library: Any, data: bytes) -> bytes:
     packed: bytes = library.compress(data)
     return packed
@@ -161,6 +188,29 @@ def _decompress_lz4(library: Any, data: bytes, raw_size: int, _limit: int) -> by
     return result
 
 
+def _decompress_lz4_unsized(library: Any, data: bytes, limit: int) -> bytes:
+    context = library.LZ4FrameDecompressor()
+    parts: list[bytes] = []
+    total, part_bytes = 0, PART_BYTES
+    rest = data
+    try:
+        while not context.eof:
+            part = context.decompress(rest, max_length=min(part_bytes, limit + 1 - total))
+            parts.append(part)
+            total += len(part)
+            if total > limit:
+                raise _too_large(total, limit, "at least ")
+            if not part and not context.eof:
+                break  # it waits for more, and there is none
+            # The library copies what is left at every step: few large steps.
+            rest, part_bytes = b"", 2 * part_bytes
+    except (RuntimeError, EOFError) as error:
+        raise BodyCorrupt(f"{len(data)} bytes are not an LZ4 frame: {error}") from error
+    if not context.eof or context.unused_data:
+        raise BodyCorrupt("an LZ4 frame is cut short, or something follows it")
+    return b"".join(parts)
+
+
 def _decompress_snappy(library: Any, data: bytes, raw_size: int, limit: int) -> bytes:
     declared = _snappy_size(data)
     if declared > limit:
@@ -183,23 +233,55 @@ def _snappy_size(data: bytes) -> int:
     raise BodyCorrupt(f"{len(data)} bytes do not begin with the size of raw Snappy")
 
 
-def _decompress_zstd(library: Any, data: bytes, raw_size: int, limit: int) -> bytes:
+def _decompress_zstd_unsized(library: Any, data: bytes, limit: int) -> bytes:
+    frame = _zstd_frame(library, data)
+    if frame.content_size != library.CONTENTSIZE_UNKNOWN:
+        return _decompress_zstd(library, data, frame.content_size, limit)
+    _check_window(frame.window_size, 0)
+    # Counted first, in parts that are thrown away: only then is it known to fit. A frame that does
+    # not state its size is work for two.
+    context = library.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
     try:
-        frame = library.get_frame_parameters(data)
+        with context.stream_reader(data) as reader:
+            total = 0
+            while part := reader.read(PART_BYTES):
+                total += len(part)
+                if total > limit:
+                    raise _too_large(total, limit, "at least ")
+        whole = context.decompressobj()
+        result: bytes = whole.decompress(data)
+    except library.ZstdError as error:
+        raise BodyCorrupt(f"{len(data)} bytes are not one whole Zstandard frame") from error
+    if not whole.eof or whole.unused_data:
+        raise BodyCorrupt("a Zstandard frame is cut short, or something follows it")
+    return result
+
+
+def _zstd_frame(library: Any, data: bytes) -> Any:
+    try:
+        return library.get_frame_parameters(data)
     except library.ZstdError as error:
         raise BodyCorrupt(f"{len(data)} bytes are not a Zstandard frame") from error
+
+
+def _check_window(window_bytes: int, raw_size: int) -> None:
+    # A frame of a single segment has its content for a window and needs no other memory.
+    if window_bytes > max(ZSTD_WINDOW_BYTES_MAX, raw_size):
+        raise BodyCorrupt(
+            f"a frame wants a window of {window_bytes} bytes, at most {ZSTD_WINDOW_BYTES_MAX} are "
+            "given"
+        )
+
+
+def _decompress_zstd(library: Any, data: bytes, raw_size: int, limit: int) -> bytes:
+    frame = _zstd_frame(library, data)
     if frame.content_size == library.CONTENTSIZE_UNKNOWN:
         raise BodyCorrupt("a Zstandard frame does not state its content size; it must")
     if frame.content_size > limit:
         raise _too_large(frame.content_size, limit)
     if frame.content_size != raw_size:
         raise BodyCorrupt(f"a frame states {frame.content_size} bytes, its sender {raw_size}")
-    # A frame of a single segment has its content for a window and needs no other memory.
-    if frame.window_size > max(ZSTD_WINDOW_BYTES_MAX, raw_size):
-        raise BodyCorrupt(
-            f"a frame wants a window of {frame.window_size} bytes, at most "
-            f"{ZSTD_WINDOW_BYTES_MAX} are given"
-        )
+    _check_window(frame.window_size, raw_size)
     try:
         context = _decompressors.pop()
     except IndexError:
@@ -232,11 +314,11 @@ def _unknown(codec: CodecName) -> CodecUnsupported:
     return CodecUnsupported(f"codec {int(codec)} is unknown here; known are {', '.join(_NAMES)}")
 
 
-def _too_large(size: int, limit: int) -> MessageTooLarge:
+def _too_large(size: int, limit: int, about: str = "") -> MessageTooLarge:
     if limit < 0:
         raise InvalidArgument(f"a limit of {limit} bytes cannot be")
     return MessageTooLarge(
-        f"a body has {size} bytes decompressed, the limit is {limit}",
+        f"a body has {about}{size} bytes decompressed, the limit is {limit}",
         metadata={"bytes": size, "bytes_max": limit},
     )
 
