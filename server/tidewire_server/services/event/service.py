@@ -37,6 +37,23 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         await self._commits.close()
         await self._exchange.close()
 
+    # For services that publish and subscribe on behalf of their own clients.
+
+    @property
+    def exchange(self) -> Exchange:
+        """Who listens and who follows."""
+        return self._exchange
+
+    @property
+    def publisher(self) -> Publisher:
+        """Checks batches and brings them where they belong."""
+        return self._publisher
+
+    @property
+    def commits(self) -> CommitPool:
+        """Commits batches in the order they are given."""
+        return self._commits
+
     # Publishing and receiving.
 
     async def Publish(
