@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-WIRES: Final = ("grpc", "grpcs", "grpc+unix", "tcp", "tls", "unix", "memory")
+WIRES: Final = ("grpc", "grpcs", "grpc+unix", "tcp", "tls", "unix", "memory", "ws", "wss")
 """Schemes every behaviour is shown on."""
 ENCRYPTED: Final = tuple(wire for wire in WIRES if wire in ("grpcs", "tls", "quic", "dtls", "wss"))
 """Those of them that have certificates."""
 LACKS: Final[Mapping[str, frozenset[str]]] = {
+    **{wire: frozenset({"priorities"}) for wire in ("grpc", "grpcs", "grpc+unix")},
     "udp": frozenset({"streams", "large"}),
     "dtls": frozenset({"streams", "large"}),
 }

@@ -276,6 +276,13 @@ class RawServer(grpc.aio.Server):
             for link in self._links.values()
         ]
 
+    def sever(self) -> int:
+        """Cut every connection at once, unsent bytes and all, as a crash does; return how many."""
+        shells = list(self._shells)
+        for shell in shells:
+            shell.abort()
+        return len(shells)
+
     def disconnect(self, identifier: int, why: str = "disconnected by the administrator") -> bool:
         """End a connection; return False when there is none of this number."""
         link = self._links.get(identifier)
