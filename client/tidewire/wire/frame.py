@@ -132,6 +132,11 @@ class FrameDecoder:
         """Whether a frame has begun that is not complete."""
         return bool(self._rest)
 
+    @property
+    def kept_bytes(self) -> int:
+        """What is held of that frame."""
+        return len(self._rest)
+
     def feed(self, data: bytes) -> list[Frame]:
         """
         Take bytes from the peer and return the frames they complete, in order.

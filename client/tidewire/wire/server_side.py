@@ -107,9 +107,10 @@ class ServerConnection(Connection):
         self.on_ready()
 
     def _receive_open(self, flags: int, priority: int, call_id: int, body: bytes) -> None:
-        if call_id <= self.last_call_id:
-            raise ProtocolViolation(f"OPEN of call {call_id} after {self.last_call_id}")
-        self.last_call_id = call_id
+        if call_id > self.last_call_id:
+            self.last_call_id = call_id
+        else:
+            self.judge_order(call_id)
         if len(body) < OPEN_PREFIX_BYTES:
             raise ProtocolViolation(f"OPEN has {len(body)} bytes of body; it has at least 12")
         timeout_us, head_bytes = OPEN_PREFIX.unpack_from(body)
@@ -120,7 +121,7 @@ class ServerConnection(Connection):
             self.received += HEADER_BYTES + len(message)
         elif cut != len(body):
             raise ProtocolViolation(f"OPEN has a head of {head_bytes} bytes in {len(body)} of body")
-        if self.draining:
+        if self.draining and self.came_late(call_id):
             return
         limits = self.limits
         if (
@@ -146,6 +147,14 @@ class ServerConnection(Connection):
         last = bool(flags & END)
         call.peer_done = last
         self.on_call_opened(call, message, last)
+
+    def judge_order(self, call_id: int) -> None:
+        """Refuse an OPEN that came after one of a higher number."""
+        raise ProtocolViolation(f"OPEN of call {call_id} after {self.last_call_id}")
+
+    def came_late(self, call_id: int) -> bool:
+        """Whether an OPEN that comes after GOAWAY is to be ignored."""
+        return True
 
     def _judge_open(self, head_bytes: int, message: bytes | None) -> None:
         limits = self.limits
