@@ -148,6 +148,8 @@ class Listeners:
                     handshake_timeout_s=self.config.wire.handshake_timeout_s,
                     connections_max=self.config.wire.connections_max,
                     node_id=self.config.server.node_id,
+                    websocket_origins=tuple(self.config.websocket.origins),
+                    websocket_hosts=tuple(self.config.websocket.hosts),
                 ),
                 codecs=self.config.codecs.to_proto(),
             )

@@ -16,10 +16,13 @@ from tidewire.transport.grpc import (
 )
 
 # isort: split
+from importlib.util import find_spec
+
 from tidewire.transport.channel import RawChannel
 from tidewire.transport.counters import WireCounters
 from tidewire.transport.memory import memory_channel, memory_listener
 from tidewire.transport.options import TransportOptions
+from tidewire.transport.pool import PoolOptions, PoolStats
 from tidewire.transport.registry import (
     ListenerMaker,
     Missing,
@@ -38,6 +41,7 @@ from tidewire.transport.sockets import UNIX_SOCKETS
 from tidewire.transport.tcp import stream_listener, tcp_channel, tls_channel
 from tidewire.transport.tls import ServerTls, TlsConfig
 from tidewire.transport.url import WireUrl, parse_url
+from tidewire.transport.websocket import websocket_listener, ws_channel, wss_channel
 
 register("grpc", grpc_channel)
 register("grpcs", grpcs_channel)
@@ -61,12 +65,22 @@ register_missing(
     "no Python binding for RDMA verbs is kept up; a transport of your own registers by the entry "
     "points tidewire.transports and tidewire.listeners",
 )
+if find_spec("picows") is None:
+    for scheme in ("ws", "wss"):
+        register_missing(scheme, "needs picows: pip install 'tidewire[ws]'")
+else:
+    register("ws", ws_channel)
+    register_listener("ws", websocket_listener)
+    register("wss", wss_channel)
+    register_listener("wss", websocket_listener, encrypted=True)
 
 __all__ = [
     "ConnectionInfo",
     "GrpcServerOptions",
     "ListenerMaker",
     "Missing",
+    "PoolOptions",
+    "PoolStats",
     "RawChannel",
     "RawServer",
     "ServerCredentials",

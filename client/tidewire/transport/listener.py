@@ -119,16 +119,29 @@ class Listener:
         if self.tls is not None:
             self.tls.refresh()
             context = self.tls.context
+        shell: WireProtocol[Any] | None = None
         try:
             async with asyncio.timeout(self._options.handshake_timeout_s):
-                await adopt(self._factory, accepted, options=self._options, context=context)
+                shell = await adopt(self._factory, accepted, options=self._options, context=context)
+                await self._open(shell)
         except (OSError, ssl.SSLError, TimeoutError) as error:
             self._counters.refuse_handshake(error)
             _LOGGER.debug("connection not taken: %r", error)
-            accepted.close()
+            _drop(accepted, shell)
         except asyncio.CancelledError:
-            accepted.close()
+            _drop(accepted, shell)
             raise
+
+    async def _open(self, shell: WireProtocol[Any]) -> None:
+        """Wait for what a wire does after TLS and before its first frame, if it does anything."""
+
+
+def _drop(accepted: socket.socket, shell: WireProtocol[Any] | None) -> None:
+    """Close a connection that is not taken; its transport has the socket once there is a shell."""
+    if shell is None:
+        accepted.close()
+    else:
+        shell.abort()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -83,9 +83,13 @@ class TlsFiles:
     ca: bytes | None
 
 
-def client_context(config: TlsConfig) -> ssl.SSLContext:
+def client_context(config: TlsConfig, alpn: str = ALPN) -> ssl.SSLContext:
     """
     Return a context that verifies the server's chain and name.
+
+    Args:
+        config: The files.
+        alpn: The protocol within TLS, as it is offered to the server.
 
     Raises:
         InvalidArgument: The configuration is incomplete.
@@ -93,7 +97,7 @@ def client_context(config: TlsConfig) -> ssl.SSLContext:
     """
     files = config.read()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    _harden(context)
+    _harden(context, alpn)
     _load(context, config, files)
     if files.ca is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
@@ -117,9 +121,9 @@ def server_context(config: TlsConfig) -> ssl.SSLContext:
     return context
 
 
-def _harden(context: ssl.SSLContext) -> None:
+def _harden(context: ssl.SSLContext, alpn: str = ALPN) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols([ALPN])
+    context.set_alpn_protocols([alpn])
 
 
 def _load(context: ssl.SSLContext, config: TlsConfig, files: TlsFiles) -> None:

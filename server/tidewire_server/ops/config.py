@@ -27,6 +27,7 @@ ENCRYPTED_SCHEMES: Final = frozenset({"dtls", "grpcs", "quic", "tls", "wss"})
 LOCAL_SCHEMES: Final = frozenset({"grpc+unix", "memory", "unix"})
 LISTENERS_MAX: Final = 64
 RULES_MAX: Final = 1_024
+ORIGINS_MAX: Final = 256
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
@@ -199,6 +200,26 @@ class Wire(Section, frozen=True):
         return WireLimits(**{name: value for name, value in values.items() if name in known})
 
 
+class WebSocket(Section, frozen=True):
+    """[websocket]: who may connect to ws:// and wss://."""
+
+    origins: Annotated[
+        list[Annotated[str, Meta(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/?#\s]+)$")]],
+        Meta(
+            max_length=ORIGINS_MAX,
+            description="origins of pages that may connect, such as https://app.example; "
+            "* is every page, none is no browser",
+        ),
+    ] = msgspec.field(default_factory=list)
+    hosts: Annotated[
+        list[Annotated[str, Meta(pattern=r"^[A-Za-z0-9._~:\[\]-]+$")]],
+        Meta(
+            max_length=ORIGINS_MAX,
+            description="values of Host that are served, as clients write them; none is any",
+        ),
+    ] = msgspec.field(default_factory=list)
+
+
 class Drain(Section, frozen=True):
     """[drain]: how the server goes when it is told to."""
 
@@ -233,6 +254,19 @@ class Engine(Section, frozen=True):
     ballast_bytes: Annotated[
         int, count("space kept in reserve, so that a full disk can be cleaned up", least=0)
     ] = 32 * MIB
+
+
+class EventFlux(Section, frozen=True):
+    """[eventflux]: the service EventFlux's own clients call."""
+
+    enabled: Annotated[bool, about("serve eventflux.transport.Transport on every wire")] = True
+    accept_mislabelled_zstd: Annotated[
+        bool,
+        about(
+            "take payloads that say ZSTD and are not compressed, as EventFlux's own client sends"
+            " them by default"
+        ),
+    ] = False
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -274,9 +308,11 @@ class Config(Section, frozen=True):
     log: Log = msgspec.field(default_factory=Log)
     limits: Limits = msgspec.field(default_factory=Limits)
     wire: Wire = msgspec.field(default_factory=Wire)
+    websocket: WebSocket = msgspec.field(default_factory=WebSocket)
     drain: Drain = msgspec.field(default_factory=Drain)
     codecs: Codecs = msgspec.field(default_factory=Codecs)
     engine: Engine = msgspec.field(default_factory=Engine)
+    eventflux: EventFlux = msgspec.field(default_factory=EventFlux)
     access: Access = msgspec.field(default_factory=Access)
 
 

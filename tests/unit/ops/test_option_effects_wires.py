@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 import tidewire
+from support import websocket
 from support.proofs import proves
 from support.server import Running, running
 from tidewire import errors
@@ -202,3 +203,21 @@ async def _certificate(port: int | None, it: Running) -> bytes | None:
     shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.transport.abort()
     return bytes(shown)
+
+
+@proves("websocket.origins", "websocket.hosts")
+async def test_pages_need_their_origin_and_names_their_place(tmp_path: Path) -> None:
+    """By default no page gets in and every name of the server does; the lists say otherwise."""
+
+    async def status(it: Running, **headers: str) -> int:
+        return (await websocket.ask(it.url("ws"), websocket.request(**headers)))[0]
+
+    page = {"origin": "https://app.example"}
+    async with running(tmp_path / "default", ("ws",)) as it:
+        assert 403 == await status(it, **page)
+        assert 101 == await status(it, host="any.example")
+    lists = {"origins": ["https://app.example"], "hosts": ["app.example"]}
+    async with running(tmp_path / "lists", ("ws",), websocket=lists) as it:
+        assert 101 == await status(it, host="app.example", **page)
+        assert 403 == await status(it, host="app.example", origin="https://evil.example")
+        assert 421 == await status(it, host="any.example", **page)

@@ -204,10 +204,11 @@ async def test_reload_without_restart(wire: str, authority: Authority, tmp_path:
     both.write_bytes(authority.file.read_bytes() + after.file.read_bytes())
     config = replace(config, ca=both)
     service_tls: ServerTls | ServerCredentials
-    if wire == "tls":
+    raw = wire != "grpcs"
+    if raw:
         service_tls = ServerTls(config)
         server = RawServer()
-        port = server.add_listener("tls://127.0.0.1:0", tls=service_tls)
+        port = server.add_listener(f"{wire}://127.0.0.1:0", tls=service_tls)
     else:
         service_tls = ServerCredentials(config)
         from tidewire.transport import grpc_server
@@ -225,7 +226,7 @@ async def test_reload_without_restart(wire: str, authority: Authority, tmp_path:
         await stub.Say(echo_pb2.SayRequest(), timeout=LIMIT_S)
 
         after.issue("server")  # the same file names, another authority
-        assert service_tls.refresh() or wire == "tls"
+        assert service_tls.refresh() or raw
         assert "hello" == await say(url, after.config(client))
         await refused(url, authority.config(client))
         await stub.Say(echo_pb2.SayRequest(), timeout=LIMIT_S)
