@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "info": Entry("tidewire.cli.info", "info", "Show what a server is and allows."),
     "health": Entry("tidewire.cli.health", "health", "Ask whether a server takes calls."),
     "certs": Entry("tidewire.cli.certs", "certs", "Make certificates for development."),
+    "check-wire": Entry("tidewire.cli.check_wire", "check_wire", "Check that a wire conforms."),
     "config": Entry("tidewire.cli.config", "config", "Show the server's configuration."),
     "completion": Entry("tidewire.cli.completion", "completion", "Print shell completion."),
 }

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tidewire.client.translate import RPC_ERRORS, translate
 from tidewire.errors import InvalidArgument, TidewireError
@@ -21,9 +21,12 @@ from tidewire.testing.behaviour import (
 )
 from tidewire.testing.behaviours import BEHAVIOURS
 from tidewire.testing.report import Outcome, Report, Result
-from tidewire.testing.site import GRPC_SCHEMES, ServerMaker, Site, Trust, serve
+from tidewire.testing.site import GRPC_SCHEMES, ServerMaker, Site, serve
 from tidewire.transport import TlsConfig, channel, parse_url
 from tidewire.transport.registry import listener_maker
+
+if TYPE_CHECKING:
+    from tidewire.testing.certificates import Trust
 
 BEHAVIOUR_LIMIT_S: Final = 60.0
 """No behaviour may take longer."""
@@ -75,9 +78,15 @@ async def check_transport(
     with tempfile.TemporaryDirectory(prefix="tidewire-kit-") as folder:
         for number, behaviour in enumerate(chosen):
             (own := Path(folder, str(number))).mkdir()
-            trust = Trust(own) if encrypted else None
+            trust = _trust(own) if encrypted else None
             results.append(await _one(behaviour, listen_url, server or serve, trust, able))
     return Report(listen_url, encrypted, results)
+
+
+def _trust(folder: Path) -> "Trust":
+    from tidewire.testing.certificates import Trust
+
+    return Trust(folder)
 
 
 def check_transport_blocking(listen_url: str, **more: object) -> Report:
@@ -106,7 +115,7 @@ def _is_encrypted(listen_url: str) -> bool:
 
 
 async def _one(
-    behaviour: Behaviour, listen_url: str, maker: ServerMaker, trust: Trust | None, able: set[str]
+    behaviour: Behaviour, listen_url: str, maker: ServerMaker, trust: "Trust | None", able: set[str]
 ) -> Result:
     began_s = time.monotonic()
     site = Site(listen_url, maker, trust)

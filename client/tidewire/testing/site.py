@@ -9,13 +9,11 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 import grpc.aio
 
-from tidewire.testing.authority import Authority, Issued
 from tidewire.testing.echo import INDEX, SERVICE, Echo
 from tidewire.transport import (
     RawServer,
@@ -27,9 +25,13 @@ from tidewire.transport import (
     parse_url,
 )
 
+if TYPE_CHECKING:
+    from tidewire.testing.certificates import Trust
+
 CALL_LIMIT_S: Final = 10.0
 """Deadline of the calls of behaviours; none should come near it."""
 IDENTITY: Final = "spiffe://kit.example/client/alice"
+"""What the certificate of the right client says."""
 GRPC_SCHEMES: Final = frozenset({"grpc", "grpcs", "grpc+unix"})
 
 
@@ -92,35 +94,6 @@ async def serve(
         await server.stop(None)
 
 
-class Trust:
-    """Certificates of a site: two authorities that do not know each other, and what they sign."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ours = Authority(folder, "ca")
-        self.others = Authority(folder, "other-ca")
-        self._server = self.ours.issue("server")
-        self._client = self.ours.issue("alice", names=(), addresses=(), uris=(IDENTITY,))
-
-    def server(self) -> TlsConfig:
-        """What the server shows and trusts."""
-        return self.ours.config(self._server)
-
-    def client(self, shown: Issued | None = None, **more: str) -> TlsConfig:
-        """What a client shows, by default the good certificate, and trusts."""
-        return self.ours.config(shown or self._client, **more)
-
-    def stranger(self) -> TlsConfig:
-        """A client that trusts the server and shows nothing."""
-        return self.ours.config(None)
-
-    def renew(self) -> TlsConfig:
-        """Replace the server's files by those of the other authority; return a client's side."""
-        self.others.issue("server")
-        return TlsConfig(
-            certificate=self._client.certificate, key=self._client.key, ca=self.others.file
-        )
-
-
 class Site:
     """
     One server, its echo service, and a channel to it.
@@ -132,7 +105,7 @@ class Site:
         trust: Certificates; ``None`` on a wire that has none.
     """
 
-    def __init__(self, listen_url: str, maker: ServerMaker, trust: Trust | None) -> None:
+    def __init__(self, listen_url: str, maker: ServerMaker, trust: "Trust | None") -> None:
         self.echo = Echo()
         self.trust = trust
         self.url = listen_url

@@ -1,5 +1,7 @@
 """Who may talk to whom: certificates are asked for, judged and shown; secrets need encryption."""
 
+from typing import TYPE_CHECKING
+
 import grpc.aio
 
 from tidewire.client.translate import translate
@@ -12,14 +14,17 @@ from tidewire.testing.behaviour import (
     expect,
     require,
 )
-from tidewire.testing.site import IDENTITY, Site, Trust, decoded
+from tidewire.testing.site import IDENTITY, Site, decoded
 from tidewire.transport import TlsConfig
+
+if TYPE_CHECKING:
+    from tidewire.testing.certificates import Trust
 
 REFUSED_S = 5.0
 TOKEN_TEXT = "kit-token"  # noqa: S105 (not one)
 
 
-def _trust(site: Site) -> Trust:
+def _trust(site: Site) -> "Trust":
     assert site.trust is not None
     return site.trust
 
