@@ -19,6 +19,7 @@ import tidewire.transport  # noqa: F401  (first: it tunes grpcio before that is 
 from grpc_health.v1 import health_pb2_grpc
 
 from tidewire import errors
+from tidewire.eventflux import transport_pb2_grpc
 from tidewire.v1 import (
     checkpoint_pb2_grpc,
     control_pb2_grpc,
@@ -37,6 +38,7 @@ from tidewire_server.ops.access import AccessPolicy
 from tidewire_server.ops.actions import Actions
 from tidewire_server.ops.admin import AdminServer
 from tidewire_server.ops.config import Config, ConfigError, digest
+from tidewire_server.ops.connections import Connections
 from tidewire_server.ops.health import HealthService
 from tidewire_server.ops.metrics import (
     CallMetrics,
@@ -51,6 +53,7 @@ from tidewire_server.router import Authorize, Router
 from tidewire_server.services.checkpoint import CheckpointService
 from tidewire_server.services.control import ControlService
 from tidewire_server.services.event import EventService
+from tidewire_server.services.eventflux import Backends, EventFluxService
 from tidewire_server.services.heartbeat import HeartbeatService
 from tidewire_server.services.query import QueryService
 from tidewire_server.services.server_info import ServerService
@@ -118,14 +121,15 @@ class Server:
             codecs=config.codecs.to_proto(),
         )
         metrics = CallMetrics()
+        authorize = _authorizer(AccessPolicy(config.access.rules))
         router = Router(
             drain=core.drain,
             metrics=metrics,
-            authorize=_authorizer(AccessPolicy(config.access.rules)),
+            authorize=authorize,
             overhead_bytes_max=core.limits.overhead_bytes_max,
         )
         self.listeners = Listeners(router, config)
-        info = await self._start_services(router)
+        info = await self._start_services(router, authorize)
         collector = await self._start_admin(metrics)
         await self.listeners.start()
         info.listeners = self.listeners.bound
@@ -134,19 +138,33 @@ class Server:
             labels = {"wire": scheme}
             collector.add(Source(read, labels, gauges=WIRE_GAUGES, prefix="wire_"))
 
-    async def _start_services(self, router: Router) -> ServerService:
+    async def _start_services(self, router: Router, authorize: Authorize) -> ServerService:
         core = self.core
         actions = Actions(core.engine, self.listeners, self.begin_stop)
         info = ServerService(core)
+        connections = Connections(self.listeners).count
+        backends = Backends(
+            event=EventService(core),
+            query=QueryService(core),
+            state=StateService(core),
+            control=ControlService(core, actions),
+            heartbeat=HeartbeatService(core, connections=connections, events=self._events),
+            checkpoint=CheckpointService(core),
+            authorize=authorize,
+        )
         services: list[tuple[Any, Any]] = [
-            (event_pb2_grpc.add_EventServiceServicer_to_server, EventService(core)),
-            (query_pb2_grpc.add_QueryServiceServicer_to_server, QueryService(core)),
-            (state_pb2_grpc.add_StateServiceServicer_to_server, StateService(core)),
-            (control_pb2_grpc.add_ControlServiceServicer_to_server, ControlService(core, actions)),
-            (heartbeat_pb2_grpc.add_HeartbeatServiceServicer_to_server, HeartbeatService(core)),
-            (checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server, CheckpointService(core)),
+            (event_pb2_grpc.add_EventServiceServicer_to_server, backends.event),
+            (query_pb2_grpc.add_QueryServiceServicer_to_server, backends.query),
+            (state_pb2_grpc.add_StateServiceServicer_to_server, backends.state),
+            (control_pb2_grpc.add_ControlServiceServicer_to_server, backends.control),
+            (heartbeat_pb2_grpc.add_HeartbeatServiceServicer_to_server, backends.heartbeat),
+            (checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server, backends.checkpoint),
             (server_pb2_grpc.add_ServerServiceServicer_to_server, info),
         ]
+        if self.config.eventflux.enabled:
+            mislabelled = self.config.eventflux.accept_mislabelled_zstd
+            eventflux = EventFluxService(core, backends, accept_mislabelled_zstd=mislabelled)
+            services.append((transport_pb2_grpc.add_TransportServicer_to_server, eventflux))
         for add, service in services:
             add(service, router)
             await service.start()
@@ -191,6 +209,9 @@ class Server:
         self.core.drain.start(grace)
         await self.listeners.stop(grace)
         await self._cleanup.aclose()
+
+    def _events(self) -> int:
+        return self.core.counters.values.get("events_published", 0)
 
     def _engine_fault(self) -> str | None:
         failure = self.core.engine.failure

@@ -8,9 +8,33 @@ name v1 is not listed among the services: its descriptor is in no pool here.
 from collections.abc import Iterable
 from typing import Any, Final
 
+from google.protobuf import descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from tidewire.eventflux import transport_pb2
+
 NAMES: Final = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
+
+
+class _Pools:
+    """
+    Descriptors of our own contract and of EventFlux's, which is in a pool of its own; see
+    proto/generate.py.
+    """
+
+    def __init__(self, *pools: Any) -> None:
+        self._pools = pools
+
+    def __getattr__(self, name: str) -> Any:
+        def find(*arguments: Any) -> Any:
+            for pool in self._pools[:-1]:
+                try:
+                    return getattr(pool, name)(*arguments)
+                except KeyError:
+                    continue
+            return getattr(self._pools[-1], name)(*arguments)
+
+        return find
 
 
 class _Capture:
@@ -36,7 +60,8 @@ def add_reflection(services: Iterable[str], server: Any) -> None:
         server: What handlers are registered with: a router or a server.
 
     """
-    servicer = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME])
+    pools = _Pools(descriptor_pool.Default(), transport_pb2.DESCRIPTOR.pool)
+    servicer = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME], pools)
     capture = _Capture()
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, capture)
     for name in NAMES:

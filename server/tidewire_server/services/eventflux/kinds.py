@@ -199,8 +199,10 @@ class Kinds:
         with contextlib.suppress(_Enough):  # its nodes get it whether somebody follows it or not
             await self._backends.control.Send(request, sending)
         headers = {
-            # A command that was accepted has been flushed, see ControlService.Send.
-            "durability": durability_word(common_pb2.DURABILITY_FSYNC),
+            # A command that was accepted is stored as safely as the engine can.
+            "durability": durability_word(
+                min(common_pb2.DURABILITY_FSYNC, self._core.engine.durability_max)
+            ),
             "targets": str(len(sending.targets)),
         }
         if sending.finished is not None:
