@@ -18,19 +18,31 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tidewire import errors, sync
     from tidewire.client.attendance import Attendance, Command
-    from tidewire.client.checkpoints import Checkpoint, Operator
+    from tidewire.client.checkpoints import (
+        Checkpoint,
+        CheckpointInfo,
+        Checkpoints,
+        Committed,
+        Operator,
+    )
     from tidewire.client.client import Client, ConnectionState, connect
-    from tidewire.client.control import CommandOutcome
-    from tidewire.client.entries import ChangeKind, Entry, StateEvent
+    from tidewire.client.control import CommandOutcome, Control, NodeResult, SentCommand
+    from tidewire.client.durable import ConsumerHandle, StreamHandle
+    from tidewire.client.entries import ChangeKind, Deleted, Entry, StateEvent
+    from tidewire.client.events import Events
     from tidewire.client.lanes import PublishAck
+    from tidewire.client.members import MemberEvent, Members, MemberWatch
     from tidewire.client.membership import Figures, Membership
     from tidewire.client.message import Message, MessageBatch
+    from tidewire.client.naming import DurabilityLevel
+    from tidewire.client.opening import Opening
     from tidewire.client.publisher import Publisher
-    from tidewire.client.queries import Gathered, Reply
+    from tidewire.client.queries import Gathered, Queries, Reply
     from tidewire.client.responder import Query, Responder
     from tidewire.client.retry import RetryPolicy
+    from tidewire.client.state import State
     from tidewire.client.subscription import Subscription
-    from tidewire.client.transaction import Transaction
+    from tidewire.client.transaction import Operations, Transaction, TransactionResult
     from tidewire.client.watching import Watch
     from tidewire.errors import TidewireError
     from tidewire.transport import TlsConfig, channel
@@ -40,6 +52,8 @@ __all__ = (  # noqa: RUF022 (grouped, not sorted)
     "connect",
     "Client",
     "ConnectionState",
+    "DurabilityLevel",
+    "Opening",
     "RetryPolicy",
     "TlsConfig",
     "channel",
@@ -48,31 +62,48 @@ __all__ = (  # noqa: RUF022 (grouped, not sorted)
     "errors",
     "TidewireError",
     # Events.
+    "ConsumerHandle",
+    "Events",
     "Message",
     "MessageBatch",
     "PublishAck",
     "Publisher",
+    "StreamHandle",
     "Subscription",
     # Queries.
     "Gathered",
+    "Queries",
     "Query",
     "Reply",
     "Responder",
     # State.
     "ChangeKind",
+    "Deleted",
     "Entry",
+    "Operations",
+    "State",
     "StateEvent",
     "Transaction",
+    "TransactionResult",
     "Watch",
     # Control.
     "Attendance",
     "Command",
     "CommandOutcome",
+    "Control",
+    "NodeResult",
+    "SentCommand",
     # Heartbeats.
     "Figures",
+    "MemberEvent",
+    "MemberWatch",
+    "Members",
     "Membership",
     # Checkpoints.
     "Checkpoint",
+    "CheckpointInfo",
+    "Checkpoints",
+    "Committed",
     "Operator",
 )
 
@@ -105,6 +136,25 @@ _HOMES = {
     "Membership": "tidewire.client.membership",
     "Checkpoint": "tidewire.client.checkpoints",
     "Operator": "tidewire.client.checkpoints",
+    "CheckpointInfo": "tidewire.client.checkpoints",
+    "Checkpoints": "tidewire.client.checkpoints",
+    "Committed": "tidewire.client.checkpoints",
+    "Control": "tidewire.client.control",
+    "NodeResult": "tidewire.client.control",
+    "SentCommand": "tidewire.client.control",
+    "ConsumerHandle": "tidewire.client.durable",
+    "StreamHandle": "tidewire.client.durable",
+    "Deleted": "tidewire.client.entries",
+    "Events": "tidewire.client.events",
+    "MemberEvent": "tidewire.client.members",
+    "Members": "tidewire.client.members",
+    "MemberWatch": "tidewire.client.members",
+    "DurabilityLevel": "tidewire.client.naming",
+    "Opening": "tidewire.client.opening",
+    "Queries": "tidewire.client.queries",
+    "State": "tidewire.client.state",
+    "Operations": "tidewire.client.transaction",
+    "TransactionResult": "tidewire.client.transaction",
 }
 _MODULES = ("errors", "sync")
 

@@ -67,16 +67,18 @@ async def test_only_the_last_incarnation_commits(client: tidewire.Client, name: 
     """Acquiring fences whoever had it; the new one sees the state of the old one."""
     old, new = client.checkpoints.operator(name), client.checkpoints.operator(name)
     await old.acquire()
-    await old.commit("first")
-    info = await new.acquire()
+    state = os.urandom(600_000)
+    await old.commit(state)
+    last = await new.acquire()
     with pytest.raises(errors.OperatorFenced):
         await old.commit("late")
     await new.commit("second", expected_revision=1)
     with pytest.raises(errors.RevisionMismatch) as caught:
         await new.commit("third", expected_revision=1)
 
-    assert info is not None
-    assert 1 == info.revision
+    assert last is not None
+    assert (1, old.epoch) == (last.revision, last.epoch)
+    assert state == last.state
     assert new.epoch > old.epoch
     assert 2 == caught.value.figure("actual_revision")
 

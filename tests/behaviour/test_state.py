@@ -6,6 +6,7 @@ import pytest
 
 import tidewire
 from tidewire import errors
+from tidewire.v1 import common_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,10 +38,29 @@ async def test_revisions_decide_who_writes(client: tidewire.Client, name: str) -
     assert (b"\x00\xff", 1, "a/b") == (old.value, old.version, old.content_type)
     assert ("2", 2, made.revision) == (now.text, now.version, now.create_revision)
     assert changed.revision == put.value.figure("actual_revision")
+    assert now == changed
+    assert ("fsync", "unspecified") == (str(changed.durability), str(now.durability))
     assert changed.revision == delete.value.figure("actual_revision")
     assert await state.delete(name, expected_revision=changed.revision)
     assert not await state.delete(name)
     assert await state.get(name) is None
+
+
+async def test_an_answer_says_how_durable_it_is(client: tidewire.Client, name: str) -> None:
+    """A write, a deletion and a transaction say the level they reached, and their revision."""
+    state = client.state
+    put = await state.put(name, "1", durability="os")
+    done = await state.transact().put(f"{name}/a", "1").delete(name).commit(durability="os")
+    gone = await state.delete(f"{name}/a", durability="os")
+    nothing = await state.delete(f"{name}/a")
+
+    assert done.succeeded
+    assert gone
+    assert not nothing
+    levels = [int(answer.durability) for answer in (put, done, gone)]
+    assert all(common_pb2.DURABILITY_OS <= level for level in levels)
+    assert "fsync" == str(nothing.durability)
+    assert put.revision < done.revision < gone.revision == nothing.revision
 
 
 async def test_one_writer_of_many_wins(client: tidewire.Client, name: str) -> None:
@@ -87,6 +107,7 @@ async def test_transactions_are_all_or_nothing(client: tidewire.Client, name: st
     entries = [entry for entry in first.results if isinstance(entry, tidewire.Entry)]
     assert 1 == len({entry.revision for entry in entries})
     assert (False, True) == (other.succeeded, other.results[1])
+    assert {"fsync"} == {str(level) for level in (first.durability, entries[0].durability)}
     assert kept is not None
     assert "1" == kept.text
     assert await state.get(a) is None

@@ -36,7 +36,16 @@ async def state_and_queries(client: tidewire.Client) -> None:
     """A key may be absent; a query has a reply."""
     assert_type(await client.state.get("a"), tidewire.Entry | None)
     assert_type(await client.state.put("a", "text", expected_revision=0), tidewire.Entry)
+    assert_type(await client.state.delete("a"), tidewire.Deleted)
+    assert_type(await client.state.transact().put("a", "1").commit(), tidewire.TransactionResult)
     assert_type(await client.queries.ask("time.now"), tidewire.Reply)
+
+
+async def checkpoints(client: tidewire.Client) -> None:
+    """Acquiring gives the last checkpoint with its state."""
+    operator = client.checkpoints.operator("totals")
+    assert_type(await operator.acquire(), tidewire.Checkpoint | None)
+    assert_type(await operator.commit(b"1"), tidewire.Committed)
 
 
 def errors(error: tidewire.TidewireError) -> None:

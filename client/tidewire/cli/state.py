@@ -83,7 +83,7 @@ def delete(settings: Settings, name: str, expect: int | None) -> None:
     from tidewire.cli.session import run
 
     async def work(client: "tidewire.Client") -> bool:
-        return await client.state.delete(name, expected_revision=expect)
+        return bool(await client.state.delete(name, expected_revision=expect))
 
     deleted = run(settings, work)
     if settings.json:

@@ -31,6 +31,10 @@ Output: TypeAlias = (
     tuple[str, Value] | tuple[str, Value, Headers] | event_pb2.PublishRequest | common_pb2.Batch
 )
 
+_Facts: TypeAlias = tuple[
+    str, int, int, int, bytes, tuple[checkpoint_pb2.Position, ...], datetime | None, str
+]
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
@@ -66,17 +70,20 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(CheckpointInfo):
     """
     A checkpoint with its state, whose digest was verified.
 
     Attributes:
-        info: What it is.
         state: The state.
     """
 
-    info: CheckpointInfo
     state: bytes
+
+    @property
+    def info(self) -> CheckpointInfo:
+        """What it is, for whom the state does not matter."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +125,23 @@ class Operator:
         self._stub = CheckpointServiceStub(session.channel)
         self._chunks = ChunkStore(session)
 
-    async def acquire(self, *, keep: int = 0) -> CheckpointInfo | None:
+    async def acquire(self, *, keep: int = 0) -> Checkpoint | None:
         """
-        Become the one incarnation that may commit; returns the last checkpoint, if there is one.
+        Become the one incarnation that may commit; returns the last checkpoint with its state, if
+        there is one.
 
         Args:
             keep: Checkpoints to keep; 0 means as before, 3 at first.
+
+        Raises:
+            DataCorrupt, DigestMismatch: The state is damaged. The operator is acquired all the
+                same: `load` an older checkpoint.
         """
         request = checkpoint_pb2.AcquireRequest(operator=self.name, keep=keep)
         response = await self._session.unary(self._stub.Acquire, request)
         self.epoch = response.epoch
-        last = read_info(response.last) if response.HasField("last") else None
-        self.revision = 0 if last is None else last.revision
-        return last
+        self.revision = response.last.revision
+        return await self.load(self.revision) if self.revision else None
 
     async def commit(
         self,
@@ -227,7 +238,7 @@ class Operator:
             raise DigestMismatch(
                 f"checkpoint {checkpoint.revision} of {self.name} does not fit its digest"
             )
-        return Checkpoint(read_info(checkpoint), state)
+        return Checkpoint(*_facts(checkpoint), state=state)
 
     async def list(self) -> Sequence[CheckpointInfo]:
         """The checkpoints that are kept, newest first."""
@@ -284,15 +295,19 @@ async def _listing(session: Session, operator: str) -> AsyncIterator[CheckpointI
 
 def read_info(checkpoint: checkpoint_pb2.Checkpoint) -> CheckpointInfo:
     """What a checkpoint is, without its state."""
-    return CheckpointInfo(
-        operator=checkpoint.operator,
-        revision=checkpoint.revision,
-        epoch=checkpoint.epoch,
-        state_bytes=checkpoint.state_bytes,
-        digest=checkpoint.digest,
-        positions=tuple(checkpoint.positions),
-        time=to_datetime(checkpoint.time) if checkpoint.HasField("time") else None,
-        note=checkpoint.note,
+    return CheckpointInfo(*_facts(checkpoint))
+
+
+def _facts(checkpoint: checkpoint_pb2.Checkpoint) -> _Facts:
+    return (
+        checkpoint.operator,
+        checkpoint.revision,
+        checkpoint.epoch,
+        checkpoint.state_bytes,
+        checkpoint.digest,
+        tuple(checkpoint.positions),
+        to_datetime(checkpoint.time) if checkpoint.HasField("time") else None,
+        checkpoint.note,
     )
 
 

@@ -1,11 +1,12 @@
 """Entries and changes of State, as the application sees them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from tidewire.client.naming import level_of
 from tidewire.client.times import to_datetime, to_seconds
-from tidewire.v1 import state_pb2
+from tidewire.v1 import common_pb2, state_pb2
 from tidewire.wire.payload import decode_payload, headers_of
 
 
@@ -26,6 +27,8 @@ class Entry:
         time: When this version was written.
         content_type: Media type given by the writer.
         headers: Headers given by the writer.
+        durability: Level that writing it reached, for an entry just written; it prints as its word.
+            UNSPECIFIED for one that was read; two entries are equal whatever it is.
     """
 
     key: str
@@ -39,11 +42,33 @@ class Entry:
     time: datetime | None = None
     content_type: str = ""
     headers: tuple[tuple[str, bytes], ...] = ()
+    durability: common_pb2.Durability.ValueType = field(
+        default=common_pb2.DURABILITY_UNSPECIFIED, compare=False
+    )
 
     @property
     def text(self) -> str:
         """The value as UTF-8 text; empty when there is none."""
         return "" if self.value is None else self.value.decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """
+    What a deletion did; it is true when the key was there.
+
+    Attributes:
+        deleted: The key was there.
+        revision: Store revision after it.
+        durability: Level reached; it prints as its word.
+    """
+
+    deleted: bool
+    revision: int
+    durability: common_pb2.Durability.ValueType
+
+    def __bool__(self) -> bool:
+        return self.deleted
 
 
 class ChangeKind(Enum):
@@ -102,7 +127,10 @@ class StateEvent:
         return None if self.entry is None else self.entry.value
 
 
-def read_entry(entry: state_pb2.Entry) -> Entry:
+def read_entry(
+    entry: state_pb2.Entry,
+    durability: common_pb2.Durability.ValueType = common_pb2.DURABILITY_UNSPECIFIED,
+) -> Entry:
     """Return an entry with its value decompressed; errors: see `wire.payload.decode_payload`."""
     has_value = entry.HasField("value")
     return Entry(
@@ -117,7 +145,13 @@ def read_entry(entry: state_pb2.Entry) -> Entry:
         time=to_datetime(entry.time) if entry.HasField("time") else None,
         content_type=entry.value.content_type if has_value else "",
         headers=tuple(headers_of(entry.value)) if has_value else (),
+        durability=level_of(durability),
     )
+
+
+def read_deleted(response: state_pb2.DeleteResponse) -> Deleted:
+    """Return what a deletion did."""
+    return Deleted(response.deleted, response.revision, level_of(response.durability))
 
 
 def read_change(change: state_pb2.Change) -> StateEvent:

@@ -4,7 +4,14 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from tidewire.client.entries import Entry, StateEvent, read_change, read_entry
+from tidewire.client.entries import (
+    Deleted,
+    Entry,
+    StateEvent,
+    read_change,
+    read_deleted,
+    read_entry,
+)
 from tidewire.client.naming import Durability, durability_of
 from tidewire.client.opening import Opening
 from tidewire.client.session import Session
@@ -76,7 +83,7 @@ class State:
             content_type: Media type, for people and tools.
 
         Returns:
-            The entry as written, with its revisions.
+            The entry as written, with its revisions and the durability reached.
 
         Raises:
             RevisionMismatch: With the actual revision in ``figure("actual_revision")``.
@@ -95,7 +102,7 @@ class State:
         request.durability = durability_of(durability)
         response = await self._session.unary(self._stub.Put, request)
         response.entry.value.CopyFrom(request.value)
-        return read_entry(response.entry)
+        return read_entry(response.entry, response.durability)
 
     async def delete(
         self,
@@ -103,15 +110,14 @@ class State:
         *,
         expected_revision: int | None = None,
         durability: Durability | None = None,
-    ) -> bool:
-        """Delete a key; false when it was not there. Error: RevisionMismatch."""
+    ) -> Deleted:
+        """Delete a key; the answer is false when it was not there. Error: RevisionMismatch."""
         request = state_pb2.DeleteRequest(
             key=key, request_id=uuid.uuid4().hex, durability=durability_of(durability)
         )
         if expected_revision is not None:
             request.expected_revision = expected_revision
-        response = await self._session.unary(self._stub.Delete, request)
-        return bool(response.deleted)
+        return read_deleted(await self._session.unary(self._stub.Delete, request))
 
     async def range(
         self, prefix: str = "", *, keys_only: bool = False, page_size: int = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from tidewire.client.entries import Entry, read_entry
-from tidewire.client.naming import Durability, durability_of
+from tidewire.client.naming import Durability, durability_of, level_of
 from tidewire.client.session import Session
 from tidewire.client.times import to_duration
 from tidewire.v1 import common_pb2, state_pb2
@@ -28,12 +28,14 @@ class TransactionResult:
             was deleted; ``None`` for a read of a key that is not there.
         revision: Store revision.
         actual: The compared keys as they are, when not all comparisons held.
+        durability: Level reached; it prints as its word.
     """
 
     succeeded: bool
     results: tuple[Entry | bool | None, ...]
     revision: int
     actual: tuple[Entry, ...]
+    durability: common_pb2.Durability.ValueType
 
 
 class Operations:
@@ -142,9 +144,10 @@ class Transaction(Operations):
         )
         return TransactionResult(
             succeeded=response.succeeded,
-            results=tuple(map(_result, response.results)),
+            results=tuple(_result(item, response.durability) for item in response.results),
             revision=response.revision,
             actual=tuple(map(read_entry, response.actual)),
+            durability=level_of(response.durability),
         )
 
 
@@ -170,10 +173,12 @@ def put_request(
     return request
 
 
-def _result(result: state_pb2.StateOperationResult) -> Entry | bool | None:
+def _result(
+    result: state_pb2.StateOperationResult, durability: common_pb2.Durability.ValueType
+) -> Entry | bool | None:
     kind = result.WhichOneof("kind")
     if kind == "put":
-        return read_entry(result.put.entry)
+        return read_entry(result.put.entry, durability)
     if kind == "get":
         return read_entry(result.get.entry) if result.get.HasField("entry") else None
     return bool(result.delete.deleted)

@@ -1,7 +1,9 @@
 """The package is light to import and offers what it says."""
 
+import inspect
 import subprocess
 import sys
+from typing import get_args
 
 import tidewire
 
@@ -43,3 +45,25 @@ def test_every_public_name_is_there() -> None:
         assert getattr(tidewire, name) is not None
     assert set(tidewire.__all__) <= set(dir(tidewire))
     assert not hasattr(tidewire, "nothing")
+
+
+def classes_in(annotation: object) -> set[type]:
+    """Classes an annotation is made of."""
+    found = {annotation} if isinstance(annotation, type) else set()
+    for part in get_args(annotation):
+        found |= classes_in(part)
+    return found
+
+
+def test_what_the_client_hands_out_can_be_imported() -> None:
+    """Whatever a public method returns has a public name, for who writes types."""
+    named = {getattr(tidewire, name) for name in tidewire.__all__}
+    unnamed: set[str] = set()
+    for owner in [thing for thing in named if inspect.isclass(thing)]:
+        for name, method in inspect.getmembers(owner, inspect.isfunction):
+            if name.startswith("_") or (owner, name) == (tidewire.MessageBatch, "settler"):
+                continue  # a settler is between the client's own parts
+            for returned in classes_in(inspect.signature(method).return_annotation):
+                if returned.__module__.startswith("tidewire.client") and returned not in named:
+                    unnamed.add(f"{owner.__name__}.{name}: {returned.__name__}")
+    assert set() == unnamed
