@@ -19,7 +19,8 @@ class PullStream(Generic[EventT]):
     """
     An endless series of events; nothing is read ahead, so the wire's flow control holds the server.
 
-    One task at a time may take events.
+    One task at a time may take events. One that is cancelled while it waits, or whose time is over,
+    loses nothing: what it waited for is the next one's.
 
     Attributes:
         reopened: Times the stream was opened again after a break.
@@ -34,6 +35,7 @@ class PullStream(Generic[EventT]):
         self._method = method
         self._metadata = metadata
         self._call: Any = None
+        self._reading: asyncio.Task[Any] | None = None
         self._events: deque[EventT] = deque()
         self._closed = False
         self._attempt = 0
@@ -90,7 +92,7 @@ class PullStream(Generic[EventT]):
         Return the next event.
 
         Raises:
-            DeadlineExceeded: None came within `timeout_s`.
+            DeadlineExceeded: None came within `timeout_s`; the stream stays open.
             ConnectionLost: The stream is closed.
         """
         try:
@@ -106,11 +108,13 @@ class PullStream(Generic[EventT]):
         try:
             if self._call is None:
                 self._call = self._method(await self._request(), metadata=self._metadata)
-            response = await self._call.read()
+            response = await self._next_response()
         except asyncio.CancelledError as error:
-            self._drop()
-            if is_own_cancellation() or self._closed:
+            if is_own_cancellation():
                 raise
+            self._drop()
+            if self._closed:
+                return
             await self._recover(translate(error))
             return
         except (*RPC_ERRORS, TidewireError) as error:
@@ -132,6 +136,15 @@ class PullStream(Generic[EventT]):
         else:
             self._events.extend(self._read(kind, response))
 
+    async def _next_response(self) -> Any:
+        """Wait for a response; who is cancelled meanwhile leaves the reading to the next one."""
+        reading = self._reading
+        if reading is None:
+            reading = self._reading = asyncio.ensure_future(self._call.read())
+        await asyncio.wait([reading])
+        self._reading = None
+        return reading.result()
+
     async def _recover(self, problem: TidewireError) -> None:
         events = self._recovers(problem)
         if events is not None:
@@ -149,3 +162,13 @@ class PullStream(Generic[EventT]):
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            reading.add_done_callback(_look_at)
+
+
+def _look_at(reading: asyncio.Task[Any]) -> None:
+    """What became of a reading that nobody waits for does not matter."""
+    if not reading.cancelled():
+        reading.exception()
