@@ -23,6 +23,8 @@ from tidewire.transport.counters import WireCounters
 from tidewire.transport.memory import memory_channel, memory_listener
 from tidewire.transport.options import TransportOptions
 from tidewire.transport.pool import PoolOptions, PoolStats
+from tidewire.transport.quic import MISSING as QUIC_MISSING
+from tidewire.transport.quic import quic_channel, quic_listener
 from tidewire.transport.registry import (
     ListenerMaker,
     Missing,
@@ -40,6 +42,7 @@ from tidewire.transport.server import ConnectionInfo, RawServer
 from tidewire.transport.sockets import UNIX_SOCKETS
 from tidewire.transport.tcp import stream_listener, tcp_channel, tls_channel
 from tidewire.transport.tls import ServerTls, TlsConfig
+from tidewire.transport.udp import udp_channel, udp_listener
 from tidewire.transport.url import WireUrl, parse_url
 from tidewire.transport.websocket import websocket_listener, ws_channel, wss_channel
 
@@ -51,6 +54,8 @@ register_listener("tcp", stream_listener)
 register_listener("tls", stream_listener, encrypted=True)
 register("memory", memory_channel)
 register_listener("memory", memory_listener)
+register("udp", udp_channel)
+register_listener("udp", udp_listener)
 if UNIX_SOCKETS:
     from tidewire.transport.unix import grpc_unix_channel, unix_channel, unix_listener
 
@@ -60,6 +65,11 @@ if UNIX_SOCKETS:
 else:
     for scheme in ("unix", "grpc+unix"):
         register_missing(scheme, "this system has no Unix sockets")
+if find_spec("aioquic") is not None:
+    register("quic", quic_channel)
+    register_listener("quic", quic_listener, encrypted=True)
+else:
+    register_missing("quic", QUIC_MISSING)
 register_missing(
     "rdma",
     "no Python binding for RDMA verbs is kept up; a transport of your own registers by the entry "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tidewire.transport.pool import PoolOptions
+from tidewire.wire.datagram_limits import DatagramLimits
 from tidewire.wire.limits import KIB, WireLimits
 
 BACKLOG: Final = 1_024
@@ -66,6 +67,8 @@ class TransportOptions:
     """Identifier told to the peer."""
     token: str = field(default="", repr=False)
     """Bearer token of a client; sent on encrypted wires only."""
+    datagrams: DatagramLimits = field(default_factory=DatagramLimits)
+    """Sizes, waits and memory of ``udp://`` and ``dtls://``."""
     websocket_origins: tuple[str, ...] = ()
     """Origins of pages that may connect to a server; ``*`` is every page, none is no browser."""
     websocket_hosts: tuple[str, ...] = ()

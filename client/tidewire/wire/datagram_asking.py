@@ -90,13 +90,13 @@ class Listener(Protocol):
     def expired(self, asking: Asking) -> None:
         """The deadline of a request has passed."""
 
-    def delivered(self, asking: Asking, message: bytes) -> None:
+    def delivered(self, asking: Asking, message: bytes, weight: int) -> None:
         """A message of a lossy stream has come."""
 
     def missed(self, asking: Asking, messages: int) -> None:
         """Messages of a lossy stream are lost."""
 
-    def draining(self, goaway: Goaway) -> None:
+    def going(self, goaway: Goaway) -> None:
         """The server takes no new requests."""
 
     def ended(self, error: TidewireError) -> None:

@@ -13,7 +13,13 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final
 
-from tidewire.errors import MessageTooLarge, ProtocolViolation, ResourceExhausted, TidewireError
+from tidewire.errors import (
+    MessageTooLarge,
+    ProtocolViolation,
+    ResourceExhausted,
+    TidewireError,
+    WireVersionUnsupported,
+)
 from tidewire.wire.bodies import (
     ENDING_OK,
     STATUS_OK,
@@ -240,7 +246,6 @@ class ClientSession:
         return self.ready and asked - self._working_now < self.window and asked < self._calls_max
 
     def _pump(self, now_s: float) -> None:
-        """Send what waits, as far as the window allows."""
         while self._queue and self._has_place():
             asking = heappop(self._queue)[2]
             if not asking.over:
@@ -332,7 +337,7 @@ class ClientSession:
             return
         asking.opened = asking.working = True
         self._working_now += 1
-        self._listener.delivered(asking, message)
+        self._listener.delivered(asking, message, 0)
         self._expect(asking, position)
         self._due(asking, now_s + self._limits.renew_s)
 
@@ -346,7 +351,7 @@ class ClientSession:
             return
         self._expect(asking, position)
         asking.expected = position + weight
-        self._listener.delivered(asking, message)
+        self._listener.delivered(asking, message, weight)
 
     def _expect(self, asking: Asking, position: int) -> None:
         """Count what was sent before ``position`` and has not come."""
@@ -357,7 +362,7 @@ class ClientSession:
 
     def _goaway(self, goaway: Goaway) -> None:
         if goaway.reason.code == STATUS_OK:
-            self._listener.draining(goaway)
+            self._listener.going(goaway)
         else:
             self._end(error_of_ending(goaway.reason))
 
@@ -381,7 +386,8 @@ class ClientSession:
                 self._again(asking, now_s)
             return
         if hello.version_min != VERSION or hello.version_max != VERSION:
-            raise ProtocolViolation(f"the server chose version {hello.version_max}")
+            self._end(WireVersionUnsupported(f"the server chose version {hello.version_max}"))
+            return
         self.ready = True
         self.bytes_max = min(self.bytes_max, hello.limits.frame_bytes_max)
         self._calls_max = hello.limits.calls_max
