@@ -44,6 +44,26 @@ async def test_members_carry_measured_figures(client: tidewire.Client, name: str
     assert second[1] > first[1]
 
 
+async def test_a_beat_is_answered_with_the_servers_own_figures(
+    client: tidewire.Client, name: str
+) -> None:
+    """What the server says of itself is measured: connections, events a second, memory, CPU."""
+    joined = await silent(client, name)
+    stub = heartbeat_pb2_grpc.HeartbeatServiceStub(client.channel)
+    beat = heartbeat_pb2.BeatRequest(node_id=name, incarnation=joined.incarnation)
+    async with asyncio.timeout(WAIT_S):
+        while True:  # rates are of the last whole second
+            await client.events.publish(f"{name}.a", b"x")
+            server = (await stub.Beat(beat, timeout=WAIT_S)).server
+            if server.events_per_second:
+                break
+            await asyncio.sleep(0.1)
+
+    assert server.HasField("connections")
+    assert server.memory_bytes > 1 << 20
+    assert server.cpu_cores > 0
+
+
 async def test_whoever_takes_over_fences_the_one_before(client: tidewire.Client, name: str) -> None:
     """The old incarnation learns by its next beat, and its lease writes no more."""
     told: list[str] = []
