@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from support.wires import listen_url
+
 READY_TIMEOUT_S: Final = 20.0
 END_TIMEOUT_S: Final = 20.0
 
@@ -35,7 +37,7 @@ class ServerProcess:
     ) -> None:
         self._log = (folder / "server.log").open("ab")
         self.log_path = folder / "server.log"
-        listen = [part for wire in wires for part in ("--listen", f"{wire}://127.0.0.1:0")]
+        listen = [part for wire in wires for part in ("--listen", listen_url(wire, folder))]
         command = [sys.executable, "-m", "tidewire.cli", "serve", *listen]
         command += ["--server-data-dir", str(folder / "data"), "--admin-address", "127.0.0.1:0"]
         self._process = subprocess.Popen(

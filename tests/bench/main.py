@@ -1,0 +1,112 @@
+"""
+Measure tidewire beside its peers: every scenario on every system that has it.
+
+    ./run bench                             everything; about 40 minutes
+    ./run bench query 'unary echo'          scenarios whose names contain these words
+    ./run bench --systems nats,'tidewire tcp' --seconds 5
+    ./run bench --list                      what there is
+    ./run bench --page                      write proto/SPEED.md from the last full run
+
+Results go to ``.run/bench``: ``results.json``, ``tables.md`` and a plot for each scenario. A system
+that cannot run a scenario is listed with the reason. Times are closed-loop unless the scenario says
+otherwise; rates are what the receiver got.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import report
+from bench.running import WorkerFailedError
+from bench.scenarios import SCENARIOS, Scenario, chosen, measure
+from bench.systems import NotSupportedError, System, all_systems
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+PAGE: Final = ROOT / "proto" / "SPEED.md"
+SECONDS: Final = 3.0
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scenarios", nargs="*", help="words of scenario names")
+    parser.add_argument("--systems", default="", help="names, separated by commas")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=1, help="the median round counts")
+    parser.add_argument("--json", action="store_true", help="print results as JSON")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results")
+    parser.add_argument("--list", action="store_true", help="list scenarios and systems")
+    parser.add_argument("--page", action="store_true", help="write the page from the last run")
+    return parser.parse_args()
+
+
+def one(scenario: Scenario, system: System, seconds: float) -> dict[str, Any]:
+    """Measure once; a reason instead of figures when it cannot be."""
+    reason = system.missing()
+    if reason is not None:
+        return {"reason": reason}
+    try:
+        return measure(scenario, system, seconds)
+    except NotSupportedError as error:
+        return {"reason": str(error)}
+    except (WorkerFailedError, OSError) as error:
+        return {"reason": f"failed: {error}"}
+
+
+def rounds(scenario: Scenario, systems: list[System], given: argparse.Namespace) -> dict[str, Any]:
+    """Measure all systems of a scenario, interleaved; each one's median round."""
+    runs: dict[str, list[dict[str, Any]]] = {system.name: [] for system in systems}
+    for _ in range(given.rounds):
+        for system in systems:
+            runs[system.name].append(one(scenario, system, given.seconds))
+    outcome = {}
+    for name, tries in runs.items():
+        good = sorted(
+            (each for each in tries if scenario.figure in each),
+            key=lambda each: float(each[scenario.figure]),
+        )
+        outcome[name] = good[len(good) // 2] if good else tries[-1]
+    return outcome
+
+
+def main() -> int:
+    """Run; exit 1 when something failed that should have worked."""
+    given = arguments()
+    systems = all_systems()
+    out: Path = given.out or Path(os.environ.get("RUN_HOME") or ROOT) / ".run" / "bench"
+    if given.list:
+        print("\n".join([*(each.name for each in SCENARIOS), "", *systems]))
+        return 0
+    if given.page:
+        about, results = report.from_json((out / "results.json").read_text())
+        PAGE.write_text(report.page(results, about))
+        return 0
+    wanted = [name.strip() for name in given.systems.split(",") if name.strip()]
+    results = {}
+    for scenario in chosen(given.scenarios):
+        names = [name for name in scenario.systems if not wanted or name in wanted]
+        for name, figures in rounds(scenario, [systems[name] for name in names], given).items():
+            results[scenario.name, name] = figures
+        if not given.json:
+            print(report.table(scenario, results), flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"command": shlex.join(["./run", "bench", *sys.argv[1:]]), "seconds": given.seconds}
+    text = report.to_json(results, about)
+    (out / "results.json").write_text(text)
+    about["host"] = report.host()
+    (out / "tables.md").write_text(report.page(results, about))
+    drawn = list(report.plots(results, out))
+    print(text if given.json else report.goals(results))
+    print(f"written to {out}: results.json, tables.md, {len(drawn)} plots", file=sys.stderr)
+    return int(any("failed" in each.get("reason", "") for each in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

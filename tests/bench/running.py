@@ -1,0 +1,109 @@
+"""Runs one scenario on one system: its server, its workers, and what each of them used."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from bench.systems import NotSupportedError, Served, System
+
+ROLES: Final = Path(__file__).with_name("roles.py")
+WORKER_TIMEOUT_S: Final = 240.0
+
+Figures = dict[str, Any]
+
+
+class WorkerFailedError(Exception):
+    """A worker ended without its figures; the message is the end of what it wrote."""
+
+
+class WorkerProcess:
+    """A worker, by its pipes."""
+
+    def __init__(self, system: System, served: Served, role: str, spec: Figures) -> None:
+        everything = {"system": system.name, "served": asdict(served), "role": role, **spec}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROLES), json.dumps(everything)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self._guard = threading.Timer(WORKER_TIMEOUT_S, self._process.kill)
+        self._guard.start()
+
+    def line(self) -> Figures:
+        """Its next line."""
+        assert self._process.stdout is not None
+        text = self._process.stdout.readline()
+        if not text:
+            self._process.wait()
+            self._errors.seek(0)
+            tail = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
+            raise WorkerFailedError(" | ".join(tail) or f"killed after {WORKER_TIMEOUT_S:g} s")
+        figures: Figures = json.loads(text)
+        if "unsupported" in figures:
+            raise NotSupportedError(figures["unsupported"])
+        return figures
+
+    def go(self) -> None:
+        """Give it the next signal."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        """End it, and wait."""
+        self._guard.cancel()
+        if self._process.poll() is None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.communicate(timeout=10)
+        self._errors.close()
+
+
+class Run:
+    """Servers and workers of one measurement, ended together."""
+
+    def __init__(self, system: System, stack: contextlib.ExitStack, folder: Path) -> None:
+        self.system = system
+        self.folder = folder
+        self._stack = stack
+        self.served: Served
+
+    def serve(self, *, echo: bool = False) -> Served:
+        """Start the system's server; with ``echo`` a bare handler instead."""
+        make = getattr(self.system, "serve_echo", None) if echo else self.system.serve
+        if make is None:
+            raise NotSupportedError("no service in the server answers")
+        self.served = self._stack.enter_context(make(self.folder))
+        return self.served
+
+    def worker(self, role: str, **spec: Any) -> WorkerProcess:
+        """Start a worker and wait until it is ready."""
+        worker = WorkerProcess(self.system, self.served, role, spec)
+        self._stack.callback(worker.close)
+        worker.line()
+        return worker
+
+    def usage(self) -> tuple[float, int]:
+        """CPU seconds and resident bytes of the server's processes."""
+        processes = [psutil.Process(pid) for pid in self.served.pids]
+        family = [each for one in processes for each in (one, *one.children(recursive=True))]
+        cpu_s = sum(sum(each.cpu_times()[:2]) for each in family)
+        return cpu_s, sum(each.memory_info().rss for each in family)
+
+
+@contextlib.contextmanager
+def measuring(system: System) -> Iterator[Run]:
+    """A fresh folder; everything is ended at the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="tw") as folder, contextlib.ExitStack() as stack:
+        yield Run(system, stack, Path(folder))

@@ -1,0 +1,149 @@
+"""What there is below: bare grpc.aio and pyzmq, as they come."""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from bench.systems.base import SUBJECT, Peer, Served, System, process, publish_loop
+from tidewire.v1 import state_pb2, state_pb2_grpc
+
+ECHO = Path(__file__).parent.parent / "echo_server.py"
+
+
+class BarePeer(Peer):
+    """A plain channel."""
+
+    async def open(self) -> None:
+        """Connect."""
+        self.channel = grpc.aio.insecure_channel(self.served.address.removeprefix("bare://"))
+        self.stub = state_pb2_grpc.StateServiceStub(self.channel)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self.channel.close()
+
+    async def echo(self, payload: bytes) -> None:
+        """The same generated stub."""
+        await self.stub.Get(state_pb2.GetRequest(key=payload.decode("ascii")))
+
+
+class BareGrpc(System):
+    """grpc.aio with no options."""
+
+    name = "bare grpc.aio"
+    peer = BarePeer
+
+    @contextlib.contextmanager
+    def serve_echo(self, folder: Path) -> Iterator[Served]:
+        """The handler of the other wires."""
+        with subprocess.Popen(
+            [sys.executable, str(ECHO), "bare://127.0.0.1:0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as running:
+            assert running.stdout is not None
+            try:
+                yield Served(json.loads(running.stdout.readline()), [running.pid])
+            finally:
+                running.communicate()
+
+
+class ZmqPeer(Peer):
+    """Sockets of zmq.asyncio."""
+
+    async def open(self) -> None:
+        """Make a context."""
+        import zmq.asyncio
+
+        self.context = zmq.asyncio.Context()
+        self.kinds: Any = zmq
+        self.front, self.back = json.loads(self.served.address)
+        self.publisher: Any = None
+        self.requester: Any = None
+
+    async def close(self) -> None:
+        """Close the sockets."""
+        self.context.destroy(linger=0)
+
+    async def subscribe(self, handler: Callable[[Any], None], subject: str = SUBJECT) -> None:
+        """A SUB socket behind the proxy."""
+        socket = self.context.socket(self.kinds.SUB)
+        socket.set(self.kinds.RCVHWM, 0)
+        socket.connect(self.back)
+        socket.subscribe(subject.encode())
+
+        async def read() -> None:
+            while True:
+                handler(await socket.recv_multipart())
+
+        self._reading = asyncio.create_task(read())
+        await asyncio.sleep(0.5)
+
+    async def publish_for(
+        self, seconds: float, payload: bytes, subjects: tuple[str, ...] = (SUBJECT,)
+    ) -> int:
+        """A PUB socket that blocks when it is full."""
+        socket = await self._publisher()
+        names = {subject: subject.encode() for subject in subjects}
+
+        async def publish(subject: str, data: bytes) -> None:
+            await socket.send_multipart([names[subject], data])
+
+        return await publish_loop(publish, seconds, payload, subjects)
+
+    async def _publisher(self) -> Any:
+        if self.publisher is None:
+            self.publisher = self.context.socket(self.kinds.PUB)
+            self.publisher.set(self.kinds.XPUB_NODROP, 1)
+            self.publisher.connect(self.front)
+            await asyncio.sleep(0.5)
+        return self.publisher
+
+    async def publish(self, payload: bytes) -> None:
+        """One message."""
+        await (await self._publisher()).send_multipart([SUBJECT.encode(), payload])
+
+
+class Zmq(System):
+    """A proxy between PUB and SUB sockets."""
+
+    name = "pyzmq"
+    note = "XSUB/XPUB proxy in C"
+    peer = ZmqPeer
+
+    def missing(self) -> str | None:
+        """Why it cannot run."""
+        found = importlib.util.find_spec("zmq")
+        return None if found else "pyzmq is not in this environment"
+
+    @contextlib.contextmanager
+    def serve(self, folder: Path) -> Iterator[Served]:
+        """The proxy, on sockets in the folder."""
+        ends = [f"ipc://{folder}/front", f"ipc://{folder}/back"]
+        with process([sys.executable, __file__, *ends], folder) as running:
+            yield Served(json.dumps(ends), [running.pid])
+
+
+def _proxy(front: str, back: str) -> None:
+    import zmq
+
+    context = zmq.Context()
+    inward, outward = context.socket(zmq.XSUB), context.socket(zmq.XPUB)
+    inward.set(zmq.RCVHWM, 0)
+    outward.set(zmq.SNDHWM, 0)
+    inward.bind(front)
+    outward.bind(back)
+    zmq.proxy(inward, outward)
+
+
+if __name__ == "__main__":
+    _proxy(*sys.argv[1:])
