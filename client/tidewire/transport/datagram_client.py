@@ -7,7 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError, WireUnsuitable
+from tidewire.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    PeerVanished,
+    TidewireError,
+    WireUnsuitable,
+)
 from tidewire.transport.client_call import UnaryCore
 from tidewire.transport.client_link import ClientLink
 from tidewire.transport.counters import WireCounters
@@ -271,7 +277,9 @@ class DatagramClientLink(ClientLink):
         self.on_goaway(goaway)
 
     def ended(self, error: TidewireError) -> None:
-        """End with the session."""
+        """End with the session; calls of one that was there are told that it is gone."""
+        if self.peer_hello is not None and not isinstance(error, (ConnectionLost, PeerVanished)):
+            error = ConnectionLost(f"the server ended the session: {error.message}")
         if not self.closed:
             self._close(error)
 

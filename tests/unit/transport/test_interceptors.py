@@ -57,6 +57,7 @@ class _StreamStream(_Tag, grpc.aio.StreamStreamClientInterceptor):
         return await continuation(self.tagged(details), requests)
 
 
+@pytest.mark.needs("streams")
 @pytest.mark.parametrize("wire", WIRES)
 async def test_client_interceptors(wire: str, tmp_path: Path) -> None:
     """Each interceptor sees the calls of its shape and may change their metadata."""
