@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "health": Entry("tidewire.cli.health", "health", "Ask whether a server takes calls."),
     "certs": Entry("tidewire.cli.certs", "certs", "Make certificates for development."),
     "check-wire": Entry("tidewire.cli.check_wire", "check_wire", "Check that a wire conforms."),
+    "bench": Entry("tidewire.cli.bench", "bench", "Measure how fast a server is from here."),
     "config": Entry("tidewire.cli.config", "config", "Show the server's configuration."),
     "completion": Entry("tidewire.cli.completion", "completion", "Print shell completion."),
 }
