@@ -2,9 +2,11 @@
 How many connections are open, of all wires.
 
 Raw wires count their own. gRPC tells nobody how many it has, so those are counted in the kernel's
-tables: established sockets of the ports it listens on. They are read once a second at most.
+tables: established sockets of the ports, and in the folders, it listens at. They are read once a
+second at most.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,15 +40,19 @@ class Connections:
         return raw + self._of_grpc
 
     def _count_grpc(self) -> int:
-        ports, paths = set(), set()
+        ports, folders = set(), set()
         for listener in self._listeners.bound:
             parts = urlsplit(listener.url)
             if parts.scheme == GRPC_UNIX:
-                paths.add(parts.path.encode())
+                folders.add(os.path.dirname(parts.path).encode())  # noqa: PTH120 (of bytes)
             elif parts.scheme in GRPC_SCHEMES and parts.port:
                 ports.add(parts.port)
         total = sum(count_tcp(_lines(table), ports) for table in _TCP_TABLES) if ports else 0
-        return total + (count_unix(_lines(_UNIX_TABLE), paths) if paths else 0)
+        if folders:
+            total += count_unix(_lines(_UNIX_TABLE), folders, _own_sockets())
+            unix = self._listeners.raw.get("unix")  # a raw wire, whose sockets look the same
+            total -= unix.counters.connections_active if unix is not None else 0
+        return max(0, total)
 
 
 def count_tcp(lines: Iterable[bytes], ports: set[int]) -> int:
@@ -60,14 +66,35 @@ def count_tcp(lines: Iterable[bytes], ports: set[int]) -> int:
     return total
 
 
-def count_unix(lines: Iterable[bytes], paths: set[bytes]) -> int:
-    """Connected sockets bound to one of these paths, in a table like /proc/net/unix."""
+def count_unix(lines: Iterable[bytes], folders: set[bytes], inodes: set[bytes]) -> int:
+    """
+    Connected sockets among these that were accepted at a path in one of these folders, in a table
+    like /proc/net/unix. The path itself says nothing: a socket keeps the name it was bound with,
+    and that is moved to its place afterwards.
+    """
     total = 0
     for line in lines:
         fields = line.split(None, 7)
-        if len(fields) == 8 and fields[5] == _UNIX_CONNECTED:
-            total += fields[7].strip() in paths
+        if len(fields) == 8 and fields[5] == _UNIX_CONNECTED and fields[6] in inodes:
+            total += os.path.dirname(fields[7].strip()) in folders  # noqa: PTH120 (of bytes)
     return total
+
+
+def _own_sockets() -> set[bytes]:
+    """Numbers of the sockets this process has."""
+    found: set[bytes] = set()
+    try:
+        names = os.listdir(b"/proc/self/fd")  # noqa: PTH208 (of bytes)
+    except OSError:
+        return found
+    for name in names:
+        try:
+            target = os.readlink(b"/proc/self/fd/" + name)  # noqa: PTH115 (of bytes)
+        except OSError:
+            continue  # closed since
+        if target.startswith(b"socket:["):
+            found.add(target[8:-1])
+    return found
 
 
 def _lines(table: Path) -> list[bytes]:
