@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 import tidewire
+from support.impairment import impaired
 from support.process import ServerProcess
 from support.server import Running, running
 from support.wires import ENCRYPTED
@@ -23,6 +24,7 @@ from tidewire.transport import TlsConfig
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TIMEOUT_S = 6.0
+DATAGRAMS = ("quic", "udp", "dtls")
 
 
 async def refused(url: str, tls: TlsConfig | None) -> None:
@@ -87,8 +89,14 @@ async def test_plain_and_encrypted_do_not_meet(server: Running, plain: str, encr
 
 @contextlib.asynccontextmanager
 async def sniffing(url: str) -> AsyncIterator[tuple[str, bytearray]]:
-    """A proxy before a server that keeps everything both sides say."""
+    """A proxy before a server that keeps everything both sides say; of datagrams, the client."""
     target, seen = urlsplit(url), bytearray()
+    if target.scheme in DATAGRAMS:
+        async with impaired((str(target.hostname), target.port or 0)) as between:
+            between.capture = True
+            yield f"{target.scheme}://127.0.0.1:{between.address[1]}", seen
+            seen.extend(b"".join(between.captured))
+        return
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ssl.SSLError):
@@ -126,12 +134,12 @@ async def test_a_sniffer_sees_nothing_of_an_encrypted_wire(
     async with (
         sniffing(server.url(wire)) as (url, seen),
         tidewire.connect(url, tls=server.tls(wire)) as client,
+        client.events.subscribe(f"{name}.>") as messages,
     ):
         # What a client says in a WebSocket is masked, which hides it from a search and from nobody
         # else; what the server says is not.
-        async with client.events.subscribe(f"{name}.>") as messages:
-            await client.events.publish(f"{name}.subject", b"a-very-secret-payload")
-            await asyncio.wait_for(anext(messages), 10)
+        await client.events.publish(f"{name}.subject", b"a-very-secret-payload")
+        await asyncio.wait_for(anext(messages), 10)
     expected = wire not in ENCRYPTED
 
     assert expected == (f"{name}.subject".encode() in seen)

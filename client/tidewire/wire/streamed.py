@@ -132,7 +132,7 @@ class StreamedConnection(Connection):
             partial = self._partials[number] = _Partial(None)
         partial.opened = opened or bool(frames)
         if decoder.incomplete:
-            self._keep(number, partial, decoder, now_s, anew=bool(frames))
+            self._hold_rest(number, partial, decoder, now_s, anew=bool(frames))
         else:
             self._spare = decoder
             partial.decoder = None
@@ -184,7 +184,7 @@ class StreamedConnection(Connection):
             why = "a second OPEN" if opened else "no OPEN first"
             raise ProtocolViolation(f"stream {number} has {why}")
 
-    def _keep(
+    def _hold_rest(
         self, number: int, partial: _Partial, decoder: FrameDecoder, now_s: float, *, anew: bool
     ) -> None:
         """Hold part of a frame; bounded in bytes and, by the liveness check, in time."""
@@ -215,7 +215,7 @@ class StreamedConnection(Connection):
         super().handle_timeout(now_s)
 
     def receive_abort(self, number: int, now_s: float) -> None:
-        """The peer aborted its way of a stream, or wants no more on ours: the call is cancelled."""
+        """The peer aborted its way of a stream: the call is cancelled."""
         if self.closed:
             return
         self.now_s = self._liveness.heard_s = now_s
@@ -228,8 +228,22 @@ class StreamedConnection(Connection):
         self._forget_stream(number)
         self.aborted(number)
 
+    def receive_stop(self, number: int, now_s: float) -> None:
+        """The peer wants no more on our way of a stream."""
+        if self.closed:
+            return
+        self.now_s = self._liveness.heard_s = now_s
+        if number == CONTROL:
+            self.fail(ProtocolViolation("the peer stopped the control stream"))
+        else:
+            self.stopped(number)
+
     def judge_end(self, number: int) -> None:
         """Refuse a stream that ended before the frame that must be its last."""
+        raise NotImplementedError
+
+    def stopped(self, number: int) -> None:
+        """Take the news that what we send on a stream is not read."""
         raise NotImplementedError
 
     def aborted(self, number: int) -> None:
@@ -315,6 +329,10 @@ class StreamedServer(StreamedConnection, ServerConnection):
             self._receive_cancel(0, 0, number, b"")
             self.abort_stream(number, ABORT)
 
+    def stopped(self, number: int) -> None:
+        """A client that reads no answer has cancelled."""
+        self.aborted(number)
+
     def sent_last(self, number: int, out: list[Outgoing]) -> None:
         """Want no more from a client whose call is over."""
         partial = self._partials.get(number)
@@ -364,6 +382,10 @@ class StreamedClient(StreamedConnection, ClientConnection):
         """A server ends calls by STATUS; one that aborts a stream breaks the rules."""
         if number in self.calls:
             self.fail(ProtocolViolation(f"the server aborted stream {number} without STATUS"))
+
+    def stopped(self, number: int) -> None:
+        """The call is over at the server: STATUS comes, or is here, and what we send is dropped."""
+        self._unended.discard(number)
 
 
 _NOT_ON_STREAMS: Final = frozenset({CREDIT, CANCEL})

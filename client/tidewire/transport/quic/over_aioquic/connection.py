@@ -1,0 +1,231 @@
+"""A connection of aioquic with our handshake, windows, tokens and path probing."""
+
+from typing import Any, Final
+
+from aioquic import tls
+from aioquic._buffer import Buffer
+from aioquic.buffer import size_uint_var
+from aioquic.quic import events
+from aioquic.quic.connection import (
+    CONNECTION_LIMIT_FRAME_CAPACITY,
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    Limit,
+    QuicConnection,
+    QuicConnectionId,
+    QuicConnectionState,
+    QuicReceiveContext,
+)
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
+from aioquic.quic.packet_builder import (
+    QuicDeliveryState,
+    QuicPacketBuilder,
+    QuicPacketBuilderStop,
+)
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+from cryptography import x509
+
+from tidewire.transport.quic.backend import DATAGRAM_BYTES_LEAST, Address, QuicSettings
+from tidewire.transport.quic.over_aioquic.handshake import Credentials, Handshaking
+from tidewire.transport.quic.probing import PathProbe
+from tidewire.transport.quic.tokens import ResetKey
+
+UNIDIRECTIONAL_MAX: Final = 8
+"""Streams of one way a peer may open: HTTP/3 needs three."""
+
+
+class AioquicConnection(QuicConnection):
+    """A connection with our handshake, windows, tokens and path probing."""
+
+    tls: Handshaking
+
+    def __init__(self, settings: QuicSettings, credentials: Credentials, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._settings = settings
+        self._credentials = credentials
+        self.delivered = 0
+        """Bytes of streams that were handed over or will never come."""
+        self.reset_key: ResetKey | None = None
+        self.new_token = b""
+        self.remembered: tuple[x509.Certificate, ...] = ()
+        """At a client: whose ticket is used; only that server can resume the session."""
+        self.probe = PathProbe(settings.datagram_bytes_max)
+        for limit, most in (
+            (self._local_max_streams_bidi, settings.streams_max),
+            (self._local_max_streams_uni, UNIDIRECTIONAL_MAX),
+        ):
+            limit.value = limit.sent = most
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        made: tls.Context = self.tls
+        made.__class__ = Handshaking
+        context = self.tls
+        context.trust = self._credentials.trust
+        context.verified = ()
+        context.shown_s = 0.0
+        if self._is_client:
+            context.judged = context.trust is None
+        else:
+            context.required = self._settings.require_certificate
+            context.judged = not context.required and context.trust is None
+            context._request_client_certificate = context.trust is not None
+
+    def _connect(self, now: float) -> None:
+        super()._connect(now=now)
+        for stream in self._streams.values():
+            # After a Retry what had gone out with the first datagrams goes out again.
+            sender = stream.sender
+            if sender.highest_offset:
+                sender.on_data_delivery(QuicDeliveryState.LOST, 0, sender.highest_offset, False)
+        self._loss._cc.bytes_in_flight = 0
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        if self.reset_key is not None:
+            for connection_id in self._host_cids:
+                if not connection_id.was_sent:
+                    connection_id.stateless_reset_token = self.reset_key.token(connection_id.cid)
+
+    def is_reset(self, data: bytes) -> bool:
+        """Whether a datagram says that the server does not know the connection."""
+        token = data[-16:]
+        known: list[QuicConnectionId] = [self._peer_cid, *self._peer_cid_available]
+        return any(token == each.stateless_reset_token for each in known)
+
+    def end_silently(self, reason: str) -> None:
+        """End without telling the peer, which does not know the connection."""
+        if self._state is QuicConnectionState.TERMINATED:
+            return
+        self._close_event = events.ConnectionTerminated(
+            error_code=QuicErrorCode.NO_ERROR,
+            frame_type=QuicFrameType.PADDING,
+            reason_phrase=reason,
+        )
+        self._close_end()
+
+    # Frames -----------------------------------------------------------------------------------
+
+    def _write_handshake_done_frame(self, builder: QuicPacketBuilder) -> None:
+        super()._write_handshake_done_frame(builder)
+        token = self.new_token
+        if token:
+            size = 1 + size_uint_var(len(token)) + len(token)
+            buf = builder.start_frame(QuicFrameType.NEW_TOKEN, capacity=size)
+            buf.push_uint_var(len(token))
+            buf.push_bytes(token)
+
+    def _handle_padding_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start = buf.tell()
+        padded = buf.data_slice(start, buf.capacity)
+        buf.seek(start + len(padded) - len(padded.lstrip(b"\0")))
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        """Let the windows slide: a peer has so much in flight, however much it has sent."""
+        window = self._settings.connection_window_bytes
+        data: Limit = self._local_max_data
+        if data.value - self.delivered < window >> 1:
+            data.value = self.delivered + window
+        for limit in (data, self._local_max_streams_bidi, self._local_max_streams_uni):
+            if limit.value == limit.sent or (
+                limit is not data and limit.sent - limit.used >= limit.value - limit.sent
+            ):
+                continue
+            buf = builder.start_frame(
+                limit.frame_type,
+                capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
+                handler=self._on_connection_limit_delivery,
+                handler_args=(limit,),
+            )
+            buf.push_uint_var(limit.value)
+            limit.sent = limit.value
+
+    def _write_stream_limits(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        limit = stream.max_stream_data_local
+        receiver = stream.receiver
+        if not limit or receiver.is_finished:
+            return
+        window = self._settings.stream_window_bytes
+        taken = receiver._buffer_start
+        if limit - taken < window >> 1:
+            limit = stream.max_stream_data_local = taken + window
+        if stream.max_stream_data_local_sent != limit:
+            buf = builder.start_frame(
+                QuicFrameType.MAX_STREAM_DATA,
+                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+                handler=self._on_max_stream_data_delivery,
+                handler_args=(stream,),
+            )
+            assert stream.stream_id is not None
+            buf.push_uint_var(stream.stream_id)
+            buf.push_uint_var(limit)
+            stream.max_stream_data_local_sent = limit
+
+    # Path -------------------------------------------------------------------------------------
+
+    @property
+    def may_probe(self) -> bool:
+        """Whether there are sizes to try, and a path that is known to be the peer's."""
+        return (
+            self.probe.waiting and self._handshake_confirmed and self._network_paths[0].is_validated
+        )
+
+    def write_probe(self, now: float) -> list[tuple[bytes, Address]]:
+        """Return the datagram that finds out whether the path takes longer ones, when it is due."""
+        size = self.probe.due(now)
+        path = self._network_paths[0]
+        if not size or self._version is None:
+            return []
+        builder = QuicPacketBuilder(
+            host_cid=self.host_cid,
+            is_client=self._is_client,
+            max_datagram_size=size,
+            packet_number=self._packet_number,
+            peer_cid=self._peer_cid.cid,
+            spin_bit=self._spin_bit,
+            version=self._version,
+        )
+        try:
+            builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[tls.Epoch.ONE_RTT])
+            buf = builder.start_frame(
+                QuicFrameType.PING, handler=self._on_probe, handler_args=(size,)
+            )
+        except QuicPacketBuilderStop:
+            return []
+        buf.push_bytes(bytes(builder.remaining_buffer_space))
+        # The loss of a probe says that it was too long, not that the path is congested.
+        packet = builder._packet
+        assert packet is not None
+        packet.in_flight = False
+        self.probe.sent(size, now)
+        made: list[tuple[bytes, Address]] = self._flush_builder(
+            builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now
+        )
+        return made
+
+    def _on_probe(self, delivery: QuicDeliveryState, size: int) -> None:
+        if self.probe.answered(size, arrived=delivery == QuicDeliveryState.ACKED):
+            self.use_datagrams(size)
+
+    def use_datagrams(self, size: int) -> None:
+        """Send datagrams of up to this size from now on."""
+        self._max_datagram_size = size
+        loss = self._loss
+        loss._pacer._max_datagram_size = size
+        controller: Any = loss._cc
+        controller._max_datagram_size = size
+        least = min(10 * size, max(14_720, 2 * size))
+        loss._cc.congestion_window = max(loss._cc.congestion_window, least)
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due; a path that takes nothing long any more gets short datagrams."""
+        super().handle_timer(now=now)
+        if self._max_datagram_size > DATAGRAM_BYTES_LEAST and self.probe.stuck(
+            self._loss._pto_count
+        ):
+            self.probe.shrink(now)
+            self.use_datagrams(DATAGRAM_BYTES_LEAST)
