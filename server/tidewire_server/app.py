@@ -43,8 +43,6 @@ from tidewire_server.ops.health import HealthService
 from tidewire_server.ops.metrics import (
     CallMetrics,
     ServerCollector,
-    Source,
-    attributes_of,
     make_registry,
     store_sources,
 )
@@ -66,7 +64,6 @@ EXIT_STORE_FAILED: Final = 74
 EXIT_LOCKED: Final = 75
 """Another process holds the store (EX_TEMPFAIL)."""
 HEALTH_NAME: Final = "grpc.health.v1.Health"
-WIRE_GAUGES: Final = frozenset({"wire_connections_active", "wire_calls_active"})
 
 log = logging.getLogger(__name__)
 
@@ -133,10 +130,7 @@ class Server:
         collector = await self._start_admin(metrics)
         await self.listeners.start()
         info.listeners = self.listeners.bound
-        for scheme, raw in self.listeners.raw.items():
-            read = attributes_of(raw.counters)
-            labels = {"wire": scheme}
-            collector.add(Source(read, labels, gauges=WIRE_GAUGES, prefix="wire_"))
+        collector.wires = self.listeners
 
     async def _start_services(self, router: Router, authorize: Authorize) -> ServerService:
         core = self.core

@@ -25,6 +25,7 @@ from tidewire.transport.registry import listener_maker
 from tidewire.transport.sockets import UNIX_SOCKETS
 from tidewire.v1 import server_pb2
 from tidewire_server.ops.config import LOCAL_SCHEMES, Config, ConfigError, is_loopback
+from tidewire_server.ops.wire_metrics import GrpcCalls
 from tidewire_server.router import Router
 
 if TYPE_CHECKING:
@@ -44,16 +45,21 @@ class Listeners:
     Attributes:
         bound: What is listened on, with the ports that were picked.
         raw: Raw servers by scheme.
+        grpc_calls: Counts the calls of gRPC's server.
     """
 
     router: Router
     config: Config
     bound: list[server_pb2.Listener] = field(default_factory=list)
     raw: dict[str, RawServer] = field(default_factory=dict)
+    grpc_calls: GrpcCalls = field(init=False)
     _grpc: grpc.aio.Server | None = None
     _credentials: list[ServerCredentials] = field(default_factory=list)
     _files: list["SocketFile"] = field(default_factory=list)
     _reloads: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.grpc_calls = GrpcCalls(self.router)
 
     async def start(self) -> None:
         """
@@ -112,7 +118,7 @@ class Listeners:
         wire = self.config.wire
         if self._grpc is None:
             self._grpc = grpc_server(
-                (self.router,),
+                (self.grpc_calls,),
                 limits=wire.to_wire(),
                 options=GrpcServerOptions(
                     handshake_timeout_s=wire.handshake_timeout_s,

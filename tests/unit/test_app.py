@@ -78,7 +78,7 @@ def test_a_second_server_on_the_store_is_refused_with_75(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--listen", "udp://127.0.0.1:0"], "udp://"),
+        (["--listen", "gopher://127.0.0.1:0"], "gopher://"),
         (["--listen", "tcp://0.0.0.0:0"], "not encrypted"),
         (["--listen", "tls://127.0.0.1:0"], "tls.certificate"),
     ],

@@ -276,6 +276,11 @@ class RawServer(grpc.aio.Server):
             for link in self._links.values()
         ]
 
+    @property
+    def connections_idle(self) -> int:
+        """How many connections have no call."""
+        return sum(not link.calls for link in self._links.values())
+
     def sever(self) -> int:
         """Cut every connection at once, unsent bytes and all, as a crash does; return how many."""
         shells = list(self._shells)

@@ -295,6 +295,7 @@ class ServerWebSocket(WebSocketProtocol[ConnectionT]):
         if self._reader is None:
             super().buffer_updated(nbytes)
             return
+        self._counters.bytes_in += nbytes
         found = self._reader.feed(self._scratch[:nbytes].tobytes())
         if isinstance(found, Refusal):
             self.refuse(found)
@@ -319,6 +320,8 @@ class ServerWebSocket(WebSocketProtocol[ConnectionT]):
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {upgrade.key}\r\n\r\n"
         ).encode("ascii")
         # Only what was judged reaches picows; what came after the head follows as it is.
+        # The peer's own bytes are counted already.
+        self._counters.bytes_in -= len(request) + len(upgrade.rest)
         self._feed(request)
         self.upgraded.set_result(None)
         self._feed(upgrade.rest)

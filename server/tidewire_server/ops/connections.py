@@ -66,6 +66,11 @@ def count_tcp(lines: Iterable[bytes], ports: set[int]) -> int:
     return total
 
 
+def tcp_tables() -> list[bytes]:
+    """The lines of the kernel's tables of TCP sockets; none on systems without them."""
+    return [line for table in _TCP_TABLES for line in _lines(table)]
+
+
 def count_unix(lines: Iterable[bytes], folders: set[bytes], inodes: set[bytes]) -> int:
     """
     Connected sockets among these that were accepted at a path in one of these folders, in a table

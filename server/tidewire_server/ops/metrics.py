@@ -26,6 +26,7 @@ from tidewire.transport.histogram import Histogram
 from tidewire_server.core import Core
 from tidewire_server.engine.base import Engine
 from tidewire_server.engine.embedded import EmbeddedEngine
+from tidewire_server.ops import wire_metrics
 
 PREFIX: Final = "tidewire_"
 BOUNDS_US: Final = tuple(1 << n for n in range(6, 27))
@@ -165,6 +166,8 @@ class ServerCollector(Collector):
         self._calls = calls
         self._sources = [Source(lambda: core.counters.values)]
         self.lag = LoopLag()
+        self.wires: wire_metrics.Wires | None = None
+        """What is listened on, once it is."""
 
     def add(self, source: Source) -> None:
         """Read these counters too; several sources may use the same names with other labels."""
@@ -180,6 +183,8 @@ class ServerCollector(Collector):
         yield from self._calls.collect()
         yield from self._gauges()
         yield from _families(self._sources)
+        if self.wires is not None:
+            yield from wire_metrics.collect(self.wires)
 
     def _info(self) -> Metric:
         labels = {
