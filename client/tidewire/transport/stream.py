@@ -31,6 +31,9 @@ JOIN_BYTES_MAX: Final = 64 * 1024
 BACKLOG_BYTES: Final = 1024 * 1024
 """Answers that wait for the transport before a server stops reading."""
 
+COPIED_BYTES_MAX: Final = 8 * 1024
+"""Reads up to here are copied out of the buffer at once, larger ones frame by frame."""
+
 RECEIVE_BYTES: Final = 256 * 1024
 """What one read takes from the kernel at most."""
 
@@ -95,10 +98,12 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the peer sent, out of the buffer."""
-        self.take(self._scratch[:nbytes].tobytes())
+        data = self._scratch[:nbytes]
+        # What is small is copied as a whole: cutting bytes costs less than cutting a view.
+        self.take(data.tobytes() if nbytes <= COPIED_BYTES_MAX else data)
 
-    def take(self, data: bytes) -> None:
-        """Take what the peer sent."""
+    def take(self, data: bytes | memoryview) -> None:
+        """Take what the peer sent; nothing of it is needed afterwards."""
         self._counters.bytes_in += len(data)
         connection = self.connection
         connection.receive_data(data, self._loop.time())

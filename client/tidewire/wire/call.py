@@ -6,7 +6,7 @@ methods, must not raise, and may call the methods of the call again.
 """
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tidewire.errors import CreditExceeded, MessageTooLarge, ProtocolViolation
 from tidewire.wire.bodies import Ending, Metadata, encode_ending, encode_headers
@@ -26,6 +26,9 @@ from tidewire.wire.frame import (
 
 if TYPE_CHECKING:
     from tidewire.wire.connection import Connection
+
+WINDOW_MESSAGES: Final = 4
+"""How many long messages of a call may be on their way."""
 
 
 def judge_size(size: int, limit: int) -> None:
@@ -62,6 +65,8 @@ class Call:
     """``received`` after the last whole message."""
     consumed = 0
     """``received`` after the last message the application took."""
+    window = 0
+    """Window of this call once it differs from that of the limits."""
     parts: list[bytes] | None = None
     _parts_bytes = 0
     outbox: "deque[tuple[int, int, bytes]] | None" = None
@@ -262,8 +267,22 @@ class Call:
             self.grow()
             return None
         whole = b"".join(parts)
+        self._widen(len(whole))
         self.drop_parts()
         return whole
+
+    def _widen(self, size: int) -> None:
+        """
+        Let the window hold some messages of this size, as far as the limits allow.
+
+        A window of one message makes the sender wait whenever one is taken: where processors were
+        scarce, 1 MiB messages went at 950 MB/s through a window of 1 MiB and at 1,500 through one
+        of 4 MiB.
+        """
+        limits = self.connection.limits
+        wanted = min(size * WINDOW_MESSAGES, limits.call_window_bytes_max)
+        if wanted > (self.window or limits.call_credit_bytes):
+            self.window = wanted
 
     def drop_parts(self) -> None:
         """Forget the fragments of an incomplete message."""
@@ -295,7 +314,7 @@ class Call:
     def grow(self) -> None:
         """Give the peer credit for what was taken and for what it needs to complete a message."""
         connection = self.connection
-        window = connection.limits.call_credit_bytes
+        window = self.window or connection.limits.call_credit_bytes
         target = self.consumed + window
         if self.parts is not None and (
             connection.incomplete_bytes <= connection.limits.incomplete_bytes_max

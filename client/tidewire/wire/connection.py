@@ -124,7 +124,7 @@ class Connection:
 
     # In ---------------------------------------------------------------------------------------
 
-    def receive_data(self, data: bytes, now_s: float) -> None:
+    def receive_data(self, data: bytes | memoryview, now_s: float) -> None:
         """Take bytes of the peer. Violations end the connection; nothing is raised for them."""
         if self.closed:
             return

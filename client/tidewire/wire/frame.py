@@ -137,38 +137,56 @@ class FrameDecoder:
         """What is held of that frame."""
         return len(self._rest)
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
         """
         Take bytes from the peer and return the frames they complete, in order.
 
         Args:
-            data: Any number of bytes, cut anywhere.
+            data: Any number of bytes, cut anywhere; nothing of it is needed afterwards.
 
         Returns:
             Frames; after a violation those that came before it, then ``violation`` is set.
         """
         frames: list[Frame] = []
-        rest = self._rest
-        if rest:
-            rest += data
-            if len(rest) < self._need:
-                return frames
-            data = bytes(rest)
-            rest.clear()
         if self.violation is not None:
             return frames
         try:
-            position = self._split(data, frames)
+            position = self._complete(data, frames) if self._rest else 0
+            if position < len(data):
+                position = self._split(data, position, frames)
         except ProtocolViolation as violation:
             self.violation = violation
             return frames
         if position < len(data):
-            rest += data[position:] if position else data
+            self._rest += data[position:] if position else data
         return frames
 
-    def _split(self, data: bytes, frames: list[Frame]) -> int:
-        """Append the whole frames of ``data``; return where the incomplete one begins."""
-        position, end = 0, len(data)
+    def _complete(self, data: bytes | memoryview, frames: list[Frame]) -> int:
+        """
+        Complete the frame that has begun; return how much of ``data`` belonged to it.
+
+        Only that much is copied: what follows may be many times as long.
+        """
+        rest, position = self._rest, 0
+        while len(rest) + len(data) - position >= self._need:
+            stop = position + self._need - len(rest)
+            rest += data[position:stop]
+            position = stop
+            # Prefix, header, frame: each says how much the next one needs.
+            with memoryview(rest) as begun:
+                whole = self._split(begun, 0, frames)
+            if whole:
+                rest.clear()
+                return position
+        rest += data[position:]
+        return len(data)
+
+    def _split(self, data: bytes | memoryview, position: int, frames: list[Frame]) -> int:
+        """
+        Append the whole frames of ``data`` from ``position``; return where the incomplete one
+        begins.
+        """
+        end = len(data)
         unpack, longest, legal = HEADER.unpack_from, self.frame_bytes_max, _FLAGS_LEGAL
         while end - position >= HEADER_BYTES:
             length, kind, flags, priority, call_id = unpack(data, position)
@@ -184,7 +202,9 @@ class FrameDecoder:
             if stop > end:
                 self._need = stop - position
                 return position
-            frames.append((kind, flags, priority, call_id, data[position + HEADER_BYTES : stop]))
+            # Of bytes that are bytes already this makes no second copy.
+            body = bytes(data[position + HEADER_BYTES : stop])
+            frames.append((kind, flags, priority, call_id, body))
             position = stop
         self._need = HEADER_BYTES
         if end - position >= PREFIX_BYTES:

@@ -12,6 +12,7 @@ MIB = 1024 * KIB
 FRAME_BYTES_MAX = 256 * KIB + 8
 MESSAGE_BYTES_MAX = 10 * MIB + 256 * KIB
 CALL_CREDIT_BYTES = MIB
+CALL_WINDOW_BYTES_MAX = 4 * MIB
 CONNECTION_CREDIT_BYTES = 16 * MIB
 CALLS_MAX = 1_024
 KEEPALIVE_S = 30.0
@@ -52,6 +53,9 @@ class WireLimits:
     probe_s: float = 5.0
     """Silence after which a client with calls open sends PING, and its time for the answer; both
     grow with the round trip, up to ten times this."""
+    call_window_bytes_max: int = CALL_WINDOW_BYTES_MAX
+    """What the window of a call grows to whose messages are long; no less than
+    ``call_credit_bytes`` counts."""
     pings_max: int = 10
     """PINGs taken from the peer within ``pings_window_s`` while no call is open."""
     pings_window_s: float = 10.0

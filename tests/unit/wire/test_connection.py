@@ -169,6 +169,33 @@ def test_reader_that_does_not_read_stops_its_sender() -> None:
     assert 1 == call.log.drained_times
 
 
+def test_long_messages_widen_the_window_of_their_call() -> None:
+    """After the first one some of them may be on their way unread, up to the limit; no more."""
+    limits = WireLimits(
+        call_credit_bytes=8 * KIB, call_window_bytes_max=24 * KIB, fragment_bytes=KIB
+    )
+    pipe = piped(limits, limits)
+    pipe.server.reads = False
+    call, other = (pipe.open(b"x", last=False) for _ in range(2))
+    pipe.run()
+    served, _ = pipe.server.opened
+    served.take(served.log.unread.pop())
+    assert (8 * KIB, 8 * KIB) == (call.credit, other.credit)
+    for _ in range(20):
+        call.send_message(bytes(10 * KIB))
+    pipe.run()
+    # Two whole ones and a part of a third fill 24 KiB; before the first one 8 KiB held none.
+    assert 3 == len(served.log.messages)
+    while served.log.unread:
+        served.take(served.log.unread.pop(0))
+        pipe.run()
+        # What is unread is what the window was full of when the last message was taken.
+        assert call.credit <= served.consumed + 24 * KIB + 11 * KIB
+    assert 21 == len(served.log.messages)
+    assert 24 * KIB == served.window
+    assert 0 == pipe.server.opened[1].window
+
+
 def test_unread_long_messages_stop_their_sender() -> None:
     """Long whole messages count until they are taken: one waits, and a window of the next."""
     pipe = piped()

@@ -121,6 +121,21 @@ def test_frames_survive_any_step(step: int) -> None:
     assert not decoder.incomplete
 
 
+@pytest.mark.parametrize("step", [1, 3, 12, 13, 100, 4096])
+def test_a_buffer_may_be_used_again(step: int) -> None:
+    """What was fed as a view of a buffer is not needed afterwards: nothing of it is kept."""
+    decoder, buffer = FrameDecoder(FRAME_BYTES_MAX), bytearray(step)
+    got = []
+    for at in range(0, len(WIRE), step):
+        cut = WIRE[at : at + step]
+        buffer[: len(cut)] = cut
+        got += decoder.feed(memoryview(buffer)[: len(cut)])
+        buffer[:] = b"\xff" * step
+
+    assert list(SAMPLES.values()) == got
+    assert all(type(frame[4]) is bytes for frame in got)
+
+
 def test_frames_survive_every_single_cut() -> None:
     """The stream cut at each byte gives the same frames."""
     for at in range(len(WIRE) + 1):
