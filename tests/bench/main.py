@@ -5,7 +5,8 @@ Measure tidewire beside its peers: every scenario on every system that has it.
     ./run bench query 'unary echo'          scenarios whose names contain these words
     ./run bench --systems nats,'tidewire tcp' --seconds 5
     ./run bench --list                      what there is
-    ./run bench --page                      write proto/SPEED.md from the last full run
+    ./run bench --growth                    how cost grows; see growth.py
+    ./run bench --page                      write proto/SPEED.md from the last runs
 
 Results go to ``.run/bench``: ``results.json``, ``tables.md`` and a plot for each scenario. A system
 that cannot run a scenario is listed with the reason. Times are closed-loop unless the scenario says
@@ -13,6 +14,7 @@ otherwise; rates are what the receiver got.
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -21,7 +23,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import report
+from bench import growth, report
 from bench.running import WorkerFailedError
 from bench.scenarios import SCENARIOS, Scenario, chosen, measure
 from bench.systems import NotSupportedError, System, all_systems
@@ -43,6 +45,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     parser.add_argument("--list", action="store_true", help="list scenarios and systems")
+    parser.add_argument("--growth", action="store_true", help="measure growth instead")
+    parser.add_argument("--sizes-max", type=int, default=10_000_000, help="of growth")
     parser.add_argument("--page", action="store_true", help="write the page from the last run")
     return parser.parse_args()
 
@@ -76,6 +80,18 @@ def rounds(scenario: Scenario, systems: list[System], given: argparse.Namespace)
     return outcome
 
 
+def measure_growth(given: argparse.Namespace, out: Path) -> int:
+    """Measure how cost grows, and keep it for the page."""
+    kinds = given.scenarios or list(growth.SIZES)
+    grown = out / "growth.json"
+    rows = json.loads(grown.read_text()) if grown.exists() else {}
+    for kind in kinds:
+        rows[kind] = growth.grow(kind, given.sizes_max)
+        print(growth.table(kind, rows[kind]), flush=True)
+        grown.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
 def main() -> int:
     """Run; exit 1 when something failed that should have worked."""
     given = arguments()
@@ -84,9 +100,14 @@ def main() -> int:
     if given.list:
         print("\n".join([*(each.name for each in SCENARIOS), "", *systems]))
         return 0
+    out.mkdir(parents=True, exist_ok=True)
+    if given.growth:
+        return measure_growth(given, out)
     if given.page:
         about, results = report.from_json((out / "results.json").read_text())
-        PAGE.write_text(report.page(results, about))
+        grown = out / "growth.json"
+        rows = json.loads(grown.read_text()) if grown.exists() else {}
+        PAGE.write_text(report.page(results, about, rows))
         return 0
     wanted = [name.strip() for name in given.systems.split(",") if name.strip()]
     results = {}
@@ -96,7 +117,6 @@ def main() -> int:
             results[scenario.name, name] = figures
         if not given.json:
             print(report.table(scenario, results), flush=True)
-    out.mkdir(parents=True, exist_ok=True)
     about = {"command": shlex.join(["./run", "bench", *sys.argv[1:]]), "seconds": given.seconds}
     text = report.to_json(results, about)
     (out / "results.json").write_text(text)

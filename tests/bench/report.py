@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from bench import growth
 from bench.goals import GOALS, Results
 from bench.scenarios import SCENARIOS, Scenario
 from bench.systems import all_systems
@@ -113,7 +114,11 @@ def from_json(text: str) -> tuple[dict[str, Any], dict[tuple[str, str], dict[str
     return whole, results
 
 
-def page(results: Results, about: Mapping[str, Any]) -> str:
+def page(
+    results: Results,
+    about: Mapping[str, Any],
+    grown: Mapping[str, list[dict[str, Any]]] | None = None,
+) -> str:
     """The page of the documentation."""
     machine = about["host"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
@@ -133,6 +138,9 @@ def page(results: Results, about: Mapping[str, Any]) -> str:
     ]
     measured = {scenario for scenario, _ in results}
     lines += [table(each, results) for each in SCENARIOS if each.name in measured]
+    if grown:
+        lines += ["## Growth", "", "`./run bench --growth`; tidewire over TCP.", ""]
+        lines += [growth.table(kind, rows) for kind, rows in grown.items()]
     return "\n".join(lines)
 
 
