@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 import time
+from asyncio import InvalidStateError
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -157,7 +158,8 @@ async def _judge(behaviour: Behaviour, site: Site, able: set[str]) -> tuple[Outc
     except Unmet as unmet:
         return Outcome.FAILED, str(unmet)
     except (TidewireError, *RPC_ERRORS) as raised:
-        error = translate(raised)
+        told_by = await site.stream_error() if isinstance(raised, InvalidStateError) else None
+        error = translate(told_by or raised)
         refusals = tuple(kind for ability in lacking for kind in REFUSALS[ability])
         if TOKEN in behaviour.needs and site.trust is None:
             refusals = (*refusals, *REFUSALS[TOKEN])

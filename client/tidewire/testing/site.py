@@ -114,6 +114,7 @@ class Site:
         self._served: Served
         self._serving = AsyncExitStack()
         self._channels: list[grpc.aio.Channel] = []
+        self._stream: Any = None
 
     async def open(self) -> None:
         """Serve, and make the channel."""
@@ -191,7 +192,21 @@ class Site:
     def converse(self, method: str = "Converse", **more: Any) -> Any:
         """Start a call that answers each message."""
         more.setdefault("timeout", CALL_LIMIT_S)
-        return self.channel.stream_stream(f"/{SERVICE}/{method}")(**more)
+        self._stream = self.channel.stream_stream(f"/{SERVICE}/{method}")(**more)
+        return self._stream
+
+    async def stream_error(self) -> grpc.aio.AioRpcError | None:
+        """
+        Return how the last call of many messages ended.
+
+        Writing to a call that has ended says only that it has, on gRPC too.
+        """
+        call = self._stream
+        if call is None or not call.done():
+            return None
+        code, text = await call.code(), await call.details()
+        first, last = await call.initial_metadata(), await call.trailing_metadata()
+        return grpc.aio.AioRpcError(code, first, last, details=text)
 
 
 def numbered(number: int, size: int = 0) -> bytes:
