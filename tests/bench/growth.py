@@ -28,6 +28,7 @@ DATA: Final = b"x" * 128
 SECONDS: Final = 2.0
 POLL_S: Final = 0.01
 QUIET_S: Final = 1.0
+AHEAD_MAX: Final = 131_072
 CONNECTIONS: Final = 8
 """Clients that share subscriptions, so that the loads of one process are like those of few."""
 
@@ -73,8 +74,9 @@ async def subscribers(server: ServerProcess, size: int) -> Figures:
                 await publisher.publish("bench.growth", DATA)
             sent += 32
             await publisher.flush()
-            while sent * size - got > 65_536 * 2 and time.perf_counter() < stop + QUIET_S:
-                await asyncio.sleep(0)  # the readers of this process set the pace
+            # The readers of this process set the pace.
+            while sent * size - got > AHEAD_MAX and time.perf_counter() < stop:  # noqa: ASYNC110
+                await asyncio.sleep(0)
         await _quiet(lambda: got)
         cpu_s = usage.since()
     for client in clients:
@@ -254,5 +256,5 @@ def table(kind: str, rows: list[Figures]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _text(value: float) -> str:
+def _text(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
