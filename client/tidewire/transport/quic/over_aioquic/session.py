@@ -20,7 +20,6 @@ from tidewire.transport.quic.backend import (
 from tidewire.transport.quic.over_aioquic.connection import AioquicConnection
 
 _LOGGER = logging.getLogger(__name__)
-logging.getLogger("quic").setLevel(logging.ERROR)  # it warns of whatever strangers send
 
 FOREVER: Final = float("inf")
 CRYPTO_ERROR: Final = int(QuicErrorCode.CRYPTO_ERROR)
