@@ -136,6 +136,19 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
             return
         await self.wait_drained()
 
+    def write_nowait(self, message: Any) -> bool:
+        """
+        Send a response when nothing is in its way; False when something is, and it was not taken.
+
+        One that is taken may still wait for credit: until it is on its way, nothing more is taken.
+        """
+        if self.over or self.aborted or self.outbox:
+            return False
+        serialize = self.handler.response_serializer
+        self._headers_sent = True
+        self.send_message(message if serialize is None else serialize(message))
+        return True
+
     async def wait_drained(self) -> None:
         """Wait until what was handed over is on its way."""
         while not self.drained and not self.over:

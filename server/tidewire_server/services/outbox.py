@@ -46,6 +46,11 @@ class Outbox(Generic[Item]):
         return len(self._items) >= self.items_max or self.bytes >= self.bytes_max
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing waits, and it is not closed."""
+        return not self._items and not self._closed
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed or has failed; what is put now is dropped."""
         return self._closed

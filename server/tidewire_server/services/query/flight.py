@@ -6,7 +6,7 @@ when its responder is lost depends on which: the next responder, or "outcome unk
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from tidewire import errors
@@ -111,6 +111,8 @@ class Responder(Seat):
         outbox: What waits to be written.
         late_replies: Replies nobody waited for any more.
         writing_since_s: When the write began that has not ended.
+        write_at_once: Writes a query past the outbox when nothing is in the way, and says whether
+            it did; ``None`` on wires that cannot.
     """
 
     def __init__(
@@ -131,20 +133,30 @@ class Responder(Seat):
         self.late_replies = 0
         self.writing_since_s: float | None = None
         self.cut: Cut | None = None
+        self.write_at_once: Callable[[Query], bool] | None = None
         self._last_id = 0
 
     def give(self, query: Query) -> None:
-        """Hand it a query."""
+        """Hand it a query: written at once when its stream is idle and its wire takes it."""
         self._last_id += 1
         query.query_id = self._last_id
         query.responder = self
-        query.written = False
         self.queries[self._last_id] = query
         outbox = self.outbox
-        outbox.put(query, len(query.payload.data) + ITEM_OVERHEAD_BYTES)
-        if outbox.full:
-            self.clogged = True
+        query.written = outbox.idle and self.writing_since_s is None and self._write_now(query)
+        if not query.written:
+            outbox.put(query, len(query.payload.data) + ITEM_OVERHEAD_BYTES)
+            if outbox.full:
+                self.clogged = True
         self.take()
+
+    def _write_now(self, query: Query) -> bool:
+        if self.write_at_once is None:
+            return False
+        try:
+            return self.write_at_once(query)
+        except errors.TidewireError:
+            return False  # the stream's writer meets it too, and the stream ends with it
 
     def next_response(
         self, item: Query | query_pb2.ServeResponse, now_s: float

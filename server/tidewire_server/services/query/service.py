@@ -8,7 +8,7 @@ all that has gathered there; the reply sets the future. Nothing is stored, nothi
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from tidewire import errors
@@ -60,6 +60,8 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self._request_prefix = f"{secrets.token_hex(4)}-"
         self._requests = 0
         self._anonymous = 0
+        # Asking for the running loop costs a system call on Python 3.11.
+        self._loop = asyncio.get_running_loop()
         self._tasks: list[asyncio.Task[None]] = []
         core.members.listen(self._on_life)
 
@@ -83,13 +85,12 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     async def Ask(self, request: query_pb2.AskRequest, context: Any) -> query_pb2.AskResponse:
         """Ask one responder for one reply."""
         self._check(request)
-        loop = asyncio.get_running_loop()
         query = SingleQuery(
             request.subject,
             request.payload,
             request.request_id or self._new_id(),
             principal(context),
-            loop.create_future(),
+            self._loop.create_future(),
             self._route,
         )
         timer = self._set_deadline(query, context)
@@ -209,6 +210,10 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         responder = self._open(await _first(request_iterator))
         opened = query_pb2.ServeResponse(opened=self._core.opened())
         responder.outbox.put(opened)
+        write_nowait: Callable[[Any], bool] | None = getattr(context, "write_nowait", None)
+        if write_nowait is not None:
+            clock = self._core.clock
+            responder.write_at_once = lambda query: write_nowait(query.to_response(clock()))
         self._enter(responder)
         reader = asyncio.create_task(self._read(responder, request_iterator), name="query-serve")
         try:
@@ -297,7 +302,9 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             async for request in requests:
                 kind = request.WhichOneof("kind")
                 if kind == "reply":
-                    await self._take_reply(responder, request.reply)
+                    full = self._take_reply(responder, request.reply)
+                    if full is not None:
+                        await _wait_for_asker(full)
                 elif kind == "drain":
                     responder.drain()
                 else:
@@ -309,7 +316,8 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             return
         responder.outbox.close()
 
-    async def _take_reply(self, responder: Responder, reply: query_pb2.ServeReply) -> None:
+    def _take_reply(self, responder: Responder, reply: query_pb2.ServeReply) -> Query | None:
+        """Hand a reply on; returns its query when there is no room for another reply to it."""
         query = responder.queries.get(reply.query_id)
         if reply.HasField("payload"):
             try:
@@ -319,16 +327,9 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
                     query_id=reply.query_id, error=error.to_status(), end=True
                 )
         responder.take_reply(reply)
-        backlog = query.backlog if query is not None else None
-        if backlog is not None and backlog.full and not await backlog.wait_room(ASKER_STALL_S):
-            assert query is not None
-            query.abandon()
-            backlog.fail(
-                errors.SlowConsumer(
-                    f"the replies to {query.request_id!r} were not read for {ASKER_STALL_S:g} s",
-                    metadata={"request_id": query.request_id},
-                )
-            )
+        if query is None or query.backlog is None or not query.backlog.full:
+            return None
+        return query
 
     # Who is there.
 
@@ -371,6 +372,20 @@ async def _first(
         raise errors.ProtocolOrder("Serve ended before its first request, `open`") from None
     except TimeoutError:
         raise errors.PeerTooSlow(f"`open` did not come within {OPEN_WAIT_S:g} s") from None
+
+
+async def _wait_for_asker(query: Query) -> None:
+    """Wait until there is room for more replies; a query whose asker takes none is ended."""
+    backlog = query.backlog
+    if backlog is None or await backlog.wait_room(ASKER_STALL_S):
+        return
+    query.abandon()
+    backlog.fail(
+        errors.SlowConsumer(
+            f"the replies to {query.request_id!r} were not read for {ASKER_STALL_S:g} s",
+            metadata={"request_id": query.request_id},
+        )
+    )
 
 
 async def _write_all(outbox: Outbox[Any], context: Context) -> None:
