@@ -56,6 +56,13 @@ register("memory", memory_channel)
 register_listener("memory", memory_listener)
 register("udp", udp_channel)
 register_listener("udp", udp_listener)
+if find_spec("OpenSSL") is None or find_spec("service_identity") is None:
+    register_missing("dtls", "needs pyOpenSSL: pip install 'tidewire[dtls]'")
+else:
+    from tidewire.transport.dtls import dtls_channel, dtls_listener
+
+    register("dtls", dtls_channel)
+    register_listener("dtls", dtls_listener, encrypted=True)
 if UNIX_SOCKETS:
     from tidewire.transport.unix import grpc_unix_channel, unix_channel, unix_listener
 

@@ -36,6 +36,7 @@ from tidewire.wire.datagram import (
     encode_datagram,
     parse_datagram,
 )
+from tidewire.wire.datagram_limits import DatagramLimits
 from tidewire.wire.datagram_requests import KeptBytes
 from tidewire.wire.deadlines import FOREVER, Deadlines
 
@@ -80,25 +81,26 @@ class DatagramListener:
         url: WireUrl,
         sock: socket.socket,
         tls: ServerTls | None = None,
+        limits: DatagramLimits | None = None,
     ) -> None:
         self.url = url
         self.tls = tls
-        limits = server.options.datagrams
+        self.limits = limits = limits or server.options.datagrams
+        self.read_bytes = limits.datagram_bytes + 1
         self.wire = replace(server.options.limits, frame_bytes_max=limits.datagram_bytes)
         self.kept_bytes = KeptBytes(limits.kept_bytes_all_max)
         self.deadlines: Deadlines[Call] = Deadlines()
         self.loop: asyncio.AbstractEventLoop
         self.sessions: dict[int, SessionShell] = {}
-        self._server = server
-        self._counters = server.counters
-        self._limits = limits
+        self.server = server
+        self.counters = server.counters
         self._sock = sock
-        self._cookies = Cookies(limits.cookie_life_s)
+        self.cookies = Cookies(limits.cookie_life_s)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = FOREVER
         self._ticker: asyncio.TimerHandle | None = None
-        self._closing = False
-        self._open = True
+        self.is_closing = False
+        self.is_open = True
 
     # Life -------------------------------------------------------------------------------------
 
@@ -110,14 +112,15 @@ class DatagramListener:
 
     def close(self) -> None:
         """Take no new sessions; the socket stays until those that are there have gone."""
-        self._closing = True
+        self.is_closing = True
         if not self.sessions:
-            self._release()
+            self.release()
 
-    def _release(self) -> None:
-        if not self._open:
+    def release(self) -> None:
+        """Close the socket."""
+        if not self.is_open:
             return
-        self._open = False
+        self.is_open = False
         for timer in (self._timer, self._ticker):
             if timer is not None:
                 timer.cancel()
@@ -128,15 +131,15 @@ class DatagramListener:
     def left(self, shell: SessionShell) -> None:
         """A session is over."""
         if self.sessions.pop(shell.session, None) is not None:
-            self._counters.connections_active -= 1
-        if self._closing and not self.sessions:
-            self._release()
+            self.counters.connections_active -= 1
+        if self.is_closing and not self.sessions:
+            self.release()
 
     # Time -------------------------------------------------------------------------------------
 
     def wake_at(self, due_s: float) -> None:
         """Look at the deadlines at this time, at the latest."""
-        if due_s < self._timer_s and self._open:
+        if due_s < self._timer_s and self.is_open:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_s = due_s
@@ -154,7 +157,7 @@ class DatagramListener:
     def _tick(self) -> None:
         now_s = self.loop.time()
         self.tick(now_s)
-        if self._open:
+        if self.is_open:
             self._ticker = self.loop.call_later(TICK_S, self._tick)
 
     def tick(self, now_s: float) -> None:
@@ -165,7 +168,7 @@ class DatagramListener:
     # In ---------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        size = self._limits.datagram_bytes + 1
+        size = self.read_bytes
         now_s = self.loop.time()
         receive = self._sock.recvfrom
         for _ in range(READS_PER_TURN):
@@ -174,12 +177,12 @@ class DatagramListener:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                self._counters.errors[type(error).__name__] += 1
+                self.counters.errors[type(error).__name__] += 1
                 return
-            self._counters.datagrams_in += 1
-            self._counters.bytes_in += len(data)
+            self.counters.datagrams_in += 1
+            self.counters.bytes_in += len(data)
             self.datagram_received(data, address, now_s)
-            if not self._open:
+            if not self.is_open:
                 return
 
     def datagram_received(self, data: bytes, address: Address, now_s: float) -> None:
@@ -196,8 +199,8 @@ class DatagramListener:
             now_s: When it came.
             verified: Whether the origin has been proved by other means.
         """
-        refused = self._counters.datagrams_refused
-        if len(data) > self._limits.datagram_bytes:
+        refused = self.counters.datagrams_refused
+        if len(data) > self.limits.datagram_bytes:
             refused["too_long"] += 1
             return
         try:
@@ -222,8 +225,8 @@ class DatagramListener:
         """Ask for a proof of the address; never with more bytes than came."""
         if size < RETRY_BYTES:
             return
-        cookie = self._cookies.make(repr(origin).encode(), now_s)
-        self._counters.cookies_sent += 1
+        cookie = self.cookies.make(repr(origin).encode(), now_s)
+        self.counters.cookies_sent += 1
         self.send(origin, encode_datagram(RETRY, datagram[3], datagram[4], cookie))
 
     def _turn_away(self, datagram: Datagram, origin: Any, error: TidewireError) -> None:
@@ -234,9 +237,9 @@ class DatagramListener:
     ) -> None:
         greeting = decode_greeting(datagram[5])
         address = repr(origin).encode()
-        if not verified and not self._cookies.check(greeting.cookie, address, now_s):
+        if not verified and not self.cookies.check(greeting.cookie, address, now_s):
             if greeting.cookie:
-                self._counters.datagrams_refused["cookie"] += 1
+                self.counters.datagrams_refused["cookie"] += 1
             self._retry(datagram, size, origin, now_s)
             return
         shell = self.sessions.get(datagram[3])
@@ -245,7 +248,7 @@ class DatagramListener:
             return
         error = self._refusal(datagram, greeting)
         if error is not None:
-            self._counters.refuse(handshake_reason(error), handshake=True)
+            self.counters.refuse(handshake_reason(error), handshake=True)
             self._turn_away(datagram, origin, error)
             return
         self._admit(datagram, greeting, origin, now_s)
@@ -257,7 +260,7 @@ class DatagramListener:
         moves = bool(datagram[1] & MOVE)
         if shell.origin != origin:
             if not moves or self.tls is not None or not proves(greeting.proof, shell.commitment):
-                self._counters.datagrams_refused["proof"] += 1
+                self.counters.datagrams_refused["proof"] += 1
                 error = ConnectionLost("the session is at another address, and this is no proof")
                 self._turn_away(datagram, origin, error)
                 return
@@ -266,17 +269,17 @@ class DatagramListener:
 
     def _refusal(self, datagram: Datagram, greeting: Greeting) -> TidewireError | None:
         """Return why a new session cannot be, when it cannot."""
-        hello, counters = greeting.hello, self._counters
+        hello, counters = greeting.hello, self.counters
         if datagram[1] & MOVE:
             return ConnectionLost("the session is not known here")
-        if self._closing:
+        if self.is_closing:
             return Draining("the server goes away")
         if not hello.version_min <= VERSION <= hello.version_max:
             return WireVersionUnsupported(
                 f"the client speaks versions {hello.version_min} to {hello.version_max}; this "
                 f"server speaks {VERSION}"
             )
-        connections_max = self._server.options.connections_max
+        connections_max = self.server.options.connections_max
         if counters.connections_active >= connections_max:
             return TooManyConnections(
                 f"the server has {counters.connections_active} connections, the limit is "
@@ -289,12 +292,12 @@ class DatagramListener:
         shell = SessionShell(
             self, datagram[3], origin, greeting.hello, greeting.commitment, self.peer_of
         )
-        link = self._server.admit(shell, self.url.text, now_s, DatagramLink)
+        link = self.server.admit(shell, self.url.text, now_s, DatagramLink)
         assert isinstance(link, DatagramLink)
         shell.connection = link
         self.sessions[datagram[3]] = shell
-        self._counters.connections_active += 1
-        self._counters.connections_opened += 1
+        self.counters.connections_active += 1
+        self.counters.connections_opened += 1
         link.welcome(datagram[4], moved=False)
 
     # Out --------------------------------------------------------------------------------------
@@ -314,7 +317,7 @@ class DatagramListener:
 
     def send_to(self, address: Address, data: bytes) -> bool:
         """Put a datagram on the socket."""
-        if not self._open:
+        if not self.is_open:
             return False
         try:
             self._sock.sendto(data, address)
@@ -322,8 +325,8 @@ class DatagramListener:
             if error.errno == errno.EMSGSIZE:
                 raise
             if error.errno not in LOSABLE:
-                self._counters.errors[type(error).__name__] += 1
+                self.counters.errors[type(error).__name__] += 1
             return False
-        self._counters.datagrams_out += 1
-        self._counters.bytes_out += len(data)
+        self.counters.datagrams_out += 1
+        self.counters.bytes_out += len(data)
         return True

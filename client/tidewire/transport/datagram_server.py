@@ -140,7 +140,7 @@ class DatagramLink(ServerLink):
         shell = self.protocol
         self._shell = shell
         listener = shell.listener
-        limits = server.options.datagrams
+        limits = listener.limits
         self.session = shell.session
         self.heard_s = now_s
         self.bytes_max = min(limits.datagram_bytes, shell.greeting.limits.frame_bytes_max)

@@ -9,6 +9,8 @@ DATAGRAM_BYTES_MAX: Final = 65_507
 """What UDP over IPv4 can carry."""
 DATAGRAM_BYTES: Final = 1_200
 """What every path carries."""
+DTLS_BYTES_MAX: Final = 16_384
+"""What one record of DTLS can carry."""
 DATAGRAM_BYTES_LEAST: Final = 512
 """Less cannot carry HELLO with a token, or a status with details."""
 
@@ -62,6 +64,8 @@ class DatagramLimits:
     """How often a client renews its lossy streams."""
     lease_s: float = 10.0
     """How long they live without."""
+    dtls_handshake_s: float = 10.0
+    """Time for a DTLS handshake: it may have to send again what was lost, after a second."""
     half_open_max: int = 1_000
     """DTLS handshakes at the same time, after the cookie."""
     receive_buffer_bytes: int = 4 * MIB

@@ -122,7 +122,8 @@ async def test_expired_server(wire: str, authority: Authority) -> None:
 
 async def test_plain_client_at_an_encrypted_port(secured: str) -> None:
     """A client without TLS gets nothing from an encrypted port."""
-    await refused(secured.replace("tls://", "tcp://").replace("grpcs://", "grpc://"), None)
+    plain = secured.replace("dtls://", "udp://").replace("quic://", "udp://")
+    await refused(plain.replace("tls://", "tcp://").replace("grpcs://", "grpc://"), None)
 
 
 @pytest.mark.parametrize("wire", ["grpc", "tcp"])
