@@ -83,8 +83,16 @@ class TransportServicer(object):
         | anything else  | nothing: it is never taken for an EVENT          | an error        |
 
         An answer has the id and priority of its request, the server's node id as source_node, the
-        request's source_node as target_node, and the server's time. What it has to say is in headers;
-        `durability` ("memory", "os", "fsync" or "quorum") is the level that was reached.
+        request's source_node as target_node, and the server's time. What it has to say is in headers:
+        - `durability`, where something was written: the level that was reached, "memory", "os",
+        "fsync" or "quorum".
+        - EVENT, METADATA: `stream` and `sequence` where a durable stream keeps it, else `receivers`,
+        the number of those who listen now. `duplicate` is "true" when the id was stored before.
+        - QUERY: `responder`, and the headers of the reply.
+        - STATE: `revision`, `version`; for delete `deleted`; for get also `key` and the value's own.
+        - CONTROL: `targets`, the number of nodes; when finished `succeeded` and `node.<node id>`.
+        - HEARTBEAT: `server_time`, milliseconds since 1970 UTC.
+        - CHECKPOINT: `operator`, `revision`, `epoch`, `digest` (SHA-256, in hex), `checkpoint_id`.
 
         Headers that are read, and what holds without them:
         - `stream` or `subject`, EVENT, METADATA, QUERY: 1 to 16 tokens of A-Z a-z 0-9 _ - joined by
@@ -119,6 +127,8 @@ class TransportServicer(object):
         the headers `status` (a google.rpc.Code), `reason` and `message`, and a google.rpc.Status as its
         payload; the stream goes on. The server reads at most 256 messages or 16 MiB ahead of the
         answers it has written, and ends a stream whose answers are not read with RESOURCE_EXHAUSTED.
+        When it goes it reads no more, answers what it has read and ends with UNAVAILABLE
+        (REASON_DRAINING): what has no answer may be sent to another server with the same id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +143,9 @@ class TransportServicer(object):
         however slow the reader is. Other events come live; a reader that does not keep up loses the
         oldest of those, and the next one it gets says how many in header `lost`. An event with a
         target_node goes to the reader with that node_id only; an event without one goes to everybody.
+
+        Response metadata is sent at once when the reader is there: what is published after that is not
+        missed.
 
         Errors: INVALID_ARGUMENT for a filter that cannot be, UNAVAILABLE (REASON_DRAINING) when the
         server goes, RESOURCE_EXHAUSTED when the reader takes nothing for too long.

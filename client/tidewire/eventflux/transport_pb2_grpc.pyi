@@ -61,8 +61,16 @@ class TransportStub:
     | anything else  | nothing: it is never taken for an EVENT          | an error        |
 
     An answer has the id and priority of its request, the server's node id as source_node, the
-    request's source_node as target_node, and the server's time. What it has to say is in headers;
-    `durability` ("memory", "os", "fsync" or "quorum") is the level that was reached.
+    request's source_node as target_node, and the server's time. What it has to say is in headers:
+    - `durability`, where something was written: the level that was reached, "memory", "os",
+      "fsync" or "quorum".
+    - EVENT, METADATA: `stream` and `sequence` where a durable stream keeps it, else `receivers`,
+      the number of those who listen now. `duplicate` is "true" when the id was stored before.
+    - QUERY: `responder`, and the headers of the reply.
+    - STATE: `revision`, `version`; for delete `deleted`; for get also `key` and the value's own.
+    - CONTROL: `targets`, the number of nodes; when finished `succeeded` and `node.<node id>`.
+    - HEARTBEAT: `server_time`, milliseconds since 1970 UTC.
+    - CHECKPOINT: `operator`, `revision`, `epoch`, `digest` (SHA-256, in hex), `checkpoint_id`.
 
     Headers that are read, and what holds without them:
     - `stream` or `subject`, EVENT, METADATA, QUERY: 1 to 16 tokens of A-Z a-z 0-9 _ - joined by
@@ -93,6 +101,8 @@ class TransportStub:
     the headers `status` (a google.rpc.Code), `reason` and `message`, and a google.rpc.Status as its
     payload; the stream goes on. The server reads at most 256 messages or 16 MiB ahead of the
     answers it has written, and ends a stream whose answers are not read with RESOURCE_EXHAUSTED.
+    When it goes it reads no more, answers what it has read and ends with UNAVAILABLE
+    (REASON_DRAINING): what has no answer may be sent to another server with the same id.
     """
     StreamEvents: _grpc.UnaryStreamMultiCallable[_transport_pb2.EventRequest, _transport_pb2.TransportMessage]
     """Sends events as EVENT and METADATA messages: those that EventFlux clients sent, and those of
@@ -103,6 +113,9 @@ class TransportStub:
     however slow the reader is. Other events come live; a reader that does not keep up loses the
     oldest of those, and the next one it gets says how many in header `lost`. An event with a
     target_node goes to the reader with that node_id only; an event without one goes to everybody.
+
+    Response metadata is sent at once when the reader is there: what is published after that is not
+    missed.
 
     Errors: INVALID_ARGUMENT for a filter that cannot be, UNAVAILABLE (REASON_DRAINING) when the
     server goes, RESOURCE_EXHAUSTED when the reader takes nothing for too long.
@@ -142,8 +155,16 @@ class TransportAsyncStub(TransportStub):
     | anything else  | nothing: it is never taken for an EVENT          | an error        |
 
     An answer has the id and priority of its request, the server's node id as source_node, the
-    request's source_node as target_node, and the server's time. What it has to say is in headers;
-    `durability` ("memory", "os", "fsync" or "quorum") is the level that was reached.
+    request's source_node as target_node, and the server's time. What it has to say is in headers:
+    - `durability`, where something was written: the level that was reached, "memory", "os",
+      "fsync" or "quorum".
+    - EVENT, METADATA: `stream` and `sequence` where a durable stream keeps it, else `receivers`,
+      the number of those who listen now. `duplicate` is "true" when the id was stored before.
+    - QUERY: `responder`, and the headers of the reply.
+    - STATE: `revision`, `version`; for delete `deleted`; for get also `key` and the value's own.
+    - CONTROL: `targets`, the number of nodes; when finished `succeeded` and `node.<node id>`.
+    - HEARTBEAT: `server_time`, milliseconds since 1970 UTC.
+    - CHECKPOINT: `operator`, `revision`, `epoch`, `digest` (SHA-256, in hex), `checkpoint_id`.
 
     Headers that are read, and what holds without them:
     - `stream` or `subject`, EVENT, METADATA, QUERY: 1 to 16 tokens of A-Z a-z 0-9 _ - joined by
@@ -174,6 +195,8 @@ class TransportAsyncStub(TransportStub):
     the headers `status` (a google.rpc.Code), `reason` and `message`, and a google.rpc.Status as its
     payload; the stream goes on. The server reads at most 256 messages or 16 MiB ahead of the
     answers it has written, and ends a stream whose answers are not read with RESOURCE_EXHAUSTED.
+    When it goes it reads no more, answers what it has read and ends with UNAVAILABLE
+    (REASON_DRAINING): what has no answer may be sent to another server with the same id.
     """
     StreamEvents: _aio.UnaryStreamMultiCallable[_transport_pb2.EventRequest, _transport_pb2.TransportMessage]  # type: ignore[assignment]
     """Sends events as EVENT and METADATA messages: those that EventFlux clients sent, and those of
@@ -184,6 +207,9 @@ class TransportAsyncStub(TransportStub):
     however slow the reader is. Other events come live; a reader that does not keep up loses the
     oldest of those, and the next one it gets says how many in header `lost`. An event with a
     target_node goes to the reader with that node_id only; an event without one goes to everybody.
+
+    Response metadata is sent at once when the reader is there: what is published after that is not
+    missed.
 
     Errors: INVALID_ARGUMENT for a filter that cannot be, UNAVAILABLE (REASON_DRAINING) when the
     server goes, RESOURCE_EXHAUSTED when the reader takes nothing for too long.
@@ -226,8 +252,16 @@ class TransportServicer(metaclass=_abc_1.ABCMeta):
         | anything else  | nothing: it is never taken for an EVENT          | an error        |
 
         An answer has the id and priority of its request, the server's node id as source_node, the
-        request's source_node as target_node, and the server's time. What it has to say is in headers;
-        `durability` ("memory", "os", "fsync" or "quorum") is the level that was reached.
+        request's source_node as target_node, and the server's time. What it has to say is in headers:
+        - `durability`, where something was written: the level that was reached, "memory", "os",
+          "fsync" or "quorum".
+        - EVENT, METADATA: `stream` and `sequence` where a durable stream keeps it, else `receivers`,
+          the number of those who listen now. `duplicate` is "true" when the id was stored before.
+        - QUERY: `responder`, and the headers of the reply.
+        - STATE: `revision`, `version`; for delete `deleted`; for get also `key` and the value's own.
+        - CONTROL: `targets`, the number of nodes; when finished `succeeded` and `node.<node id>`.
+        - HEARTBEAT: `server_time`, milliseconds since 1970 UTC.
+        - CHECKPOINT: `operator`, `revision`, `epoch`, `digest` (SHA-256, in hex), `checkpoint_id`.
 
         Headers that are read, and what holds without them:
         - `stream` or `subject`, EVENT, METADATA, QUERY: 1 to 16 tokens of A-Z a-z 0-9 _ - joined by
@@ -264,6 +298,8 @@ class TransportServicer(metaclass=_abc_1.ABCMeta):
         the headers `status` (a google.rpc.Code), `reason` and `message`, and a google.rpc.Status as its
         payload; the stream goes on. The server reads at most 256 messages or 16 MiB ahead of the
         answers it has written, and ends a stream whose answers are not read with RESOURCE_EXHAUSTED.
+        When it goes it reads no more, answers what it has read and ends with UNAVAILABLE
+        (REASON_DRAINING): what has no answer may be sent to another server with the same id.
         """
 
     @_abc_1.abstractmethod
@@ -280,6 +316,9 @@ class TransportServicer(metaclass=_abc_1.ABCMeta):
         however slow the reader is. Other events come live; a reader that does not keep up loses the
         oldest of those, and the next one it gets says how many in header `lost`. An event with a
         target_node goes to the reader with that node_id only; an event without one goes to everybody.
+
+        Response metadata is sent at once when the reader is there: what is published after that is not
+        missed.
 
         Errors: INVALID_ARGUMENT for a filter that cannot be, UNAVAILABLE (REASON_DRAINING) when the
         server goes, RESOURCE_EXHAUSTED when the reader takes nothing for too long.

@@ -76,6 +76,7 @@ class Checkpoints:
             "operator": operator,
             "revision": str(response.revision),
             "epoch": str(request.epoch),
+            "checkpoint_id": request.note,
             "digest": response.digest.hex(),
         }
         return self._writer.answer(message, headers)

@@ -103,6 +103,8 @@ class EventsSession:
         try:
             for stream in await self._core.engine.list_streams():
                 await self._open(stream.config)
+            # Many clients wait for this before they go on; from here on nothing is missed.
+            await self._context.send_initial_metadata(())
             await self._serve()
         finally:
             changed.remove(self._stream_changed)

@@ -96,6 +96,8 @@ class MessageSession:
         self._exchange.publisher_opened()
         self._exchange.add_session(self)
         try:
+            # Many clients wait for this before they write their first message.
+            await self._context.send_initial_metadata(())
             await self._read(requests, writing)
             await writing
         finally:
