@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from typing import Final
 
 from tidewire.errors import (
+    ConnectionLost,
     DataCorrupt,
     Internal,
     NotDelivered,
@@ -26,8 +27,9 @@ from tidewire_server.engine.base import StoredBatch
 from tidewire_server.services.event.allowance import Allowance
 from tidewire_server.services.event.delivery import fill_delivery
 from tidewire_server.services.event.follow import StreamFollower
-from tidewire_server.services.event.ledger import ConsumerLedger, LedgerPolicy, Run, merge
+from tidewire_server.services.event.ledger import ConsumerLedger
 from tidewire_server.services.event.progress import Answer, ProgressSaver
+from tidewire_server.services.event.runs import LedgerPolicy, Run, merge
 from tidewire_server.services.event.signal import Signal
 
 log = logging.getLogger(__name__)
@@ -185,7 +187,7 @@ class ConsumerRunner:
         """The owner of deliveries that hang on a member's life without a subscription."""
         return self._node_owners.setdefault(node_id, node_id) if node_id else None
 
-    def member_gone(self, node_id: str) -> None:
+    def member_gone(self, node_id: str, *, dead: bool) -> None:
         """A member is DEAD or has LEFT: what it has goes to others at once."""
         owner = self._node_owners.pop(node_id, None)
         if owner is not None:
@@ -193,6 +195,10 @@ class ConsumerRunner:
         for subscriber in self.subscribers:
             if subscriber.node_id == node_id:
                 self.ledger.release(subscriber, self._core.clock())
+                if dead:
+                    # Or it would get deliveries again, over a connection that may be dead too, as
+                    # soon as another process is this member. Who only seemed dead comes back.
+                    subscriber.fail(ConnectionLost(f"member {node_id!r} was declared dead"))
         self.signal.set()
 
     def fail(self, error: TidewireError) -> None:

@@ -198,7 +198,7 @@ class Exchange:
     def _member_changed(self, node_id: str, life: Life, _token: int) -> None:
         if life in (Life.DEAD, Life.LEFT):
             for runner in self._runners.values():
-                runner.member_gone(node_id)
+                runner.member_gone(node_id, dead=life is Life.DEAD)
         else:
             for runner in self._runners.values():
                 runner.signal.set()

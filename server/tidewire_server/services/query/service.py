@@ -334,10 +334,17 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     # Who is there.
 
     def _on_life(self, node_id: str, life: Life, _token: int) -> None:
+        """
+        Follow a member's life. Its streams end when it is declared dead.
+
+        Not every wire notices that a process was killed: its stream would be served queries again
+        as soon as another process joins as the same node. Who only seemed dead opens a new one.
+        """
         for responder in list(self._by_node.get(node_id, ())):
             responder.set_alive(life in (Life.ALIVE, Life.SUSPECT))
             if life is Life.DEAD:
                 responder.lose("was declared dead", cancel=True)
+                responder.drain()
 
     async def _watch_drain(self) -> None:
         drain = self._core.drain

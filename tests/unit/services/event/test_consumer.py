@@ -192,6 +192,26 @@ async def test_a_dead_member_gives_back_at_once(events: Events, life: Life) -> N
     assert [4, 5] == await two.sequences(2)
 
 
+async def test_a_dead_members_stream_ends(events: Events) -> None:
+    """
+    Another process that joins as the same member gets the deliveries: the stream that was there is
+    over, as not every wire notices that a process was killed.
+    """
+    await events.create_consumer("S", "c")
+    members = events.core.members
+    members.set_life("n1", Life.ALIVE, 1)
+    one = await events.consume("S", "c", node_id="n1")
+    members.set_life("n1", Life.DEAD, 1)
+    members.set_life("n1", Life.ALIVE, 2)
+    two = await events.consume("S", "c", node_id="n1")
+    await events.publish("s.a", [b"x"])
+    await events.publish("s.a", [b"x"])
+
+    assert [1, 2] == await two.sequences(2)
+    with pytest.raises(errors.ConnectionLost, match="n1"):
+        await one.next()
+
+
 async def test_the_ack_wait_and_extending(events: Events) -> None:
     """A delivery that is not settled in time is made again, elsewhere; extending prevents that."""
     await events.create_consumer("S", "c", ack_wait={"nanos": 500_000_000})

@@ -246,7 +246,10 @@ async def test_a_responder_that_ignores_the_drain_is_cut_within_the_grace(
 
 
 async def test_a_dead_members_responder_is_skipped(channel: Channel, core: Core) -> None:
-    """What it has is unknown, it gets no more; alive again it serves again."""
+    """
+    What it has is unknown, it gets no more and its stream ends; alive again it serves again, on a
+    stream that was opened since: the old one may be that of a process that is no more.
+    """
     core.members.set_life("n1", Life.ALIVE, 1)
     async with responding(channel, node_id="n1") as responder:
         call = ask(channel)
@@ -254,6 +257,9 @@ async def test_a_dead_members_responder_is_skipped(channel: Channel, core: Core)
         core.members.set_life("n1", Life.DEAD, 1)
         assert isinstance(await failure(call), errors.OutcomeUnknown)
         assert query.query_id == (await responder.next()).cancel.query_id
+        assert isinstance(await failure(ask(channel)), errors.NoResponders)
+        assert grpc.StatusCode.OK == await responder.ended()
+    async with responding(channel, node_id="n1") as responder:
         assert isinstance(await failure(ask(channel)), errors.NoResponders)
         core.members.set_life("n1", Life.ALIVE, 2)
         second = ask(channel)
