@@ -18,7 +18,7 @@ import apsw
 
 from tidewire import errors
 from tidewire_server.engine.embedded.connections import Connection
-from tidewire_server.engine.embedded.writer import translate
+from tidewire_server.engine.embedded.faults import translate
 
 Result = TypeVar("Result")
 READS_PER_SNAPSHOT_MAX = 64

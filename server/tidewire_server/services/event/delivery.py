@@ -5,7 +5,7 @@ from typing import Final
 
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.engine.base import StoredBatch
-from tidewire_server.services.event.ledger import Run
+from tidewire_server.services.event.runs import Run
 
 NANOSECONDS: Final = 1_000_000_000
 

@@ -13,7 +13,7 @@ from tidewire_server.services.event.checks import check_ack, invalid, named, sec
 from tidewire_server.services.event.consumer import ConsumerRunner, ConsumerSubscriber
 from tidewire_server.services.event.delivery import fill_delivery, message_count
 from tidewire_server.services.event.exchange import Exchange
-from tidewire_server.services.event.ledger import Run
+from tidewire_server.services.event.runs import Run
 from tidewire_server.services.event.subscribe import open_follower
 
 MESSAGES_MAX: Final = 10_000

@@ -8,68 +8,24 @@ a batch that is delivered whole and settled whole costs two list operations. Eve
 
 import heapq
 from collections import deque
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable
 from typing import Final
 
 from tidewire.errors import NotDelivered, StaleAck
 from tidewire.v1 import event_pb2
+from tidewire_server.services.event.runs import (
+    LedgerPolicy,
+    Range,
+    Run,
+    Unsaved,
+    by_attempt,
+    merge,
+)
 from tidewire_server.services.event.segments import Phase, Segment, SegmentList
 
 ACK_WAIT_PASSED: Final = "ack wait passed"
 STALE_ENTRIES_KEPT_MAX: Final = 1024
 """Outdated entries of a heap kept before it is built anew."""
-
-Range = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerPolicy:
-    """
-    Rules of a consumer.
-
-    Attributes:
-        ack_wait_s: Time in which a delivery must be settled.
-        backoff_s: Wait before the second, third, ... delivery; the last one repeats.
-        deliveries_max: Deliveries before a message is given up; 0: no limit.
-        ack_pending_max: Most unsettled messages.
-    """
-
-    ack_wait_s: float = 30.0
-    backoff_s: tuple[float, ...] = ()
-    deliveries_max: int = 0
-    ack_pending_max: int = 1000
-
-    def wait_s(self, attempt: int) -> float:
-        """Wait after this many deliveries."""
-        if not self.backoff_s:
-            return 0.0
-        return self.backoff_s[min(max(attempt, 1), len(self.backoff_s)) - 1]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Messages in a row that were delivered together, or given up together."""
-
-    first: int
-    last: int
-    attempt: int
-    reason: str = ""
-
-    @property
-    def count(self) -> int:
-        """Messages in it."""
-        return self.last - self.first + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Unsaved:
-    """Progress that is not stored yet; see `tidewire_server.engine.base.Settle`."""
-
-    settled: list[Range]
-    attempts: list[tuple[int, int]]
-    delivered_through: int
-    given_up: int
 
 
 class ConsumerLedger:
@@ -355,7 +311,7 @@ class ConsumerLedger:
         start = state.ack_floor + 1
         ends = [(r.first, r.last) for r in state.settled] + [(state.delivered_through + 1,) * 2]
         for first, last in ends:
-            for low, high, attempt in _by_attempt(start, first - 1, attempts):
+            for low, high, attempt in by_attempt(start, first - 1, attempts):
                 segment = Segment(low, high, attempt, Phase.OUT, now + self.policy.ack_wait_s)
                 self._add(segment)
                 if not self._is_last(segment):
@@ -440,17 +396,6 @@ class ConsumerLedger:
             heapq.heapify(self._times)
 
 
-def merge(ranges: Iterable[Range]) -> list[Range]:
-    """Ranges in order, with touching and overlapping ones made one."""
-    merged: list[Range] = []
-    for first, last in sorted(ranges):
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-        else:
-            merged.append((first, last))
-    return merged
-
-
 def _is_due_entry(entry: tuple[float, int, Segment]) -> bool:
     segment = entry[2]
     return segment.alive and segment.time_s == entry[0] and segment.phase in (Phase.OUT, Phase.BACK)
@@ -458,18 +403,3 @@ def _is_due_entry(entry: tuple[float, int, Segment]) -> bool:
 
 def _is_ready_entry(entry: tuple[int, int, Segment]) -> bool:
     return entry[2].alive and entry[2].phase is Phase.READY
-
-
-def _by_attempt(first: int, last: int, attempts: dict[int, int]) -> Iterable[tuple[int, int, int]]:
-    """
-    Cut a range where the number of deliveries changes; a message that is not listed was delivered
-    once.
-    """
-    start = first
-    for sequence in sorted(entry for entry in attempts if first <= entry <= last):
-        if start < sequence:
-            yield start, sequence - 1, 1
-        yield sequence, sequence, attempts[sequence]
-        start = sequence + 1
-    if start <= last:
-        yield start, last, 1

@@ -16,7 +16,8 @@ from tidewire.v1 import common_pb2, event_pb2
 from tidewire_server.core import Core
 from tidewire_server.engine.base import Append, Settle, StoredBatch, Transaction
 from tidewire_server.services.event.delivery import dead_letter, narrowed
-from tidewire_server.services.event.ledger import ConsumerLedger, Run, Unsaved
+from tidewire_server.services.event.ledger import ConsumerLedger
+from tidewire_server.services.event.runs import Run, Unsaved
 from tidewire_server.services.event.signal import Signal
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,8 @@ from tidewire_server.services.event.ledger import (
     ACK_WAIT_PASSED,
     STALE_ENTRIES_KEPT_MAX,
     ConsumerLedger,
-    LedgerPolicy,
-    Run,
-    merge,
 )
+from tidewire_server.services.event.runs import LedgerPolicy, Run, merge
 
 DONE = event_pb2.SETTLEMENT_DONE
 RETRY = event_pb2.SETTLEMENT_RETRY
