@@ -247,7 +247,7 @@ class Operator:
     async def delete(self, revision: int = 0) -> int:
         """Delete one checkpoint, or with 0 all of the operator; returns how many went."""
         request = checkpoint_pb2.DeleteCheckpointRequest(operator=self.name, revision=revision)
-        response = await self._session.unary(self._stub.DeleteCheckpoint, request)
+        response = await self._session.unary(self._stub.DeleteCheckpoint, request, repeatable=False)
         return int(response.deleted)
 
     def _output(self, output: Output) -> event_pb2.PublishRequest:

@@ -74,7 +74,7 @@ class ConsumerHandle:
     async def delete(self) -> None:
         """Delete it. Error: ConsumerNotFound."""
         request = event_pb2.DeleteConsumerRequest(stream=self.stream, consumer=self.name)
-        await self._session.unary(self._stub.DeleteConsumer, request)
+        await self._session.unary(self._stub.DeleteConsumer, request, repeatable=False)
 
 
 class StreamHandle:
@@ -180,7 +180,7 @@ class StreamHandle:
     async def delete(self) -> int:
         """Delete it with its messages and consumers; returns how many messages went."""
         request = event_pb2.DeleteStreamRequest(name=self.name)
-        response = await self._session.unary(self._stub.DeleteStream, request)
+        response = await self._session.unary(self._stub.DeleteStream, request, repeatable=False)
         return int(response.messages)
 
     async def purge(self, through: int = 0) -> int:
@@ -188,7 +188,7 @@ class StreamHandle:
         if through < 0:
             raise InvalidArgument(f"a sequence is not negative, this one is {through}")
         request = event_pb2.PurgeStreamRequest(name=self.name, through=through)
-        response = await self._session.unary(self._stub.PurgeStream, request)
+        response = await self._session.unary(self._stub.PurgeStream, request, repeatable=False)
         return int(response.messages)
 
     def consumer(self, name: str) -> ConsumerHandle:

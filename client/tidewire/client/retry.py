@@ -1,4 +1,19 @@
-"""When to try again, and how soon: one policy for requests and for streams."""
+"""
+When to try again, and how soon: one policy for requests and for streams.
+
+A request is sent again only when that does no harm. Which those are:
+
+- Reads, and `Range`, `Fetch` of a position, `Changes`, `FindMissingChunks`: they change nothing.
+- What the server knows again by an id in it: `Publish` (``message_id``; within the stream's dedup
+  window, so a live-only subject may see it twice), `State.Put`, `Delete`, `Transact` and
+  `Checkpoint.Commit` (``request_id``), `Control.Send` (``command_id``).
+- What is the same done twice: making the same stream or consumer, `UpdateStream`, `Touch`,
+  `Compact`, `PutChunk` (named by its digest), `Acquire` (a later epoch), `Beat` and `Leave` (of one
+  incarnation), `Join` that takes over.
+
+All else (`Ask`, `Fetch` of a consumer, `Join`, deleting and purging, which would hit what came
+after) is sent again only when no server has seen it.
+"""
 
 import random
 from dataclasses import dataclass
@@ -7,9 +22,11 @@ from typing import Final
 from google.rpc import code_pb2
 
 from tidewire.errors import (
+    ConnectionLost,
     MessageTooLarge,
     NoResponders,
     Overloaded,
+    PeerVanished,
     ProtocolViolation,
     TidewireError,
     TlsFailed,
@@ -23,7 +40,9 @@ DOUBLINGS_MAX: Final = 20
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """
-    Exponential back-off with full jitter, within a budget.
+    Exponential back-off with jitter, within a budget.
+
+    By default: at once, after 100 ms and up to 50 more, after 200 ms and up to 100 more.
 
     A request is tried at most `attempts_max` times and never beyond its own deadline. Streams are
     opened again until their owner closes them; their waits are bounded by `delay_s_max`.
@@ -32,18 +51,23 @@ class RetryPolicy:
     attempts_max: int = 3
     """Tries of one request, the first included."""
     delay_first_s: float = 0.1
-    """Upper bound of the first wait; each further one doubles it."""
+    """First wait; each further one doubles it."""
+    jitter: float = 0.5
+    """Each wait is longer by a random part of itself, up to this."""
     delay_s_max: float = 5.0
-    """Upper bound of every wait."""
+    """Upper bound of every wait, jitter included."""
     budget_ratio: float = 0.1
     """Retries allowed for each request made."""
     budget_burst: int = 10
     """Retries that may be saved up."""
 
     def delay_s(self, attempt: int, source: random.Random) -> float:
-        """Wait before try number `attempt` + 1: anything up to the bound of this attempt."""
+        """Wait before try number `attempt` + 1."""
         doublings = min(max(attempt - 1, 0), DOUBLINGS_MAX)
-        return source.uniform(0.0, min(self.delay_s_max, self.delay_first_s * 2.0**doublings))
+        wait_s = self.delay_first_s * 2.0**doublings
+        # Waits at the upper bound keep their jitter: clients of a dead server must not meet.
+        wait_s = min(wait_s, self.delay_s_max / (1.0 + self.jitter))
+        return wait_s * (1.0 + self.jitter * source.random())
 
 
 class RetryBudget:
@@ -78,7 +102,14 @@ def may_repeat(error: TidewireError, *, repeatable: bool) -> bool:
         return False  # the caller is to hear of these at once
     if isinstance(error, Overloaded | TooManyCalls | TooManyConnections):
         return True  # refused before anything was done
-    return error.code == code_pb2.UNAVAILABLE and (repeatable or error.retry_safe)
+    if error.code != code_pb2.UNAVAILABLE:
+        return False
+    return repeatable or error.retry_safe or error.metadata.get("sent") == "no"
+
+
+def is_out_of_reach(error: TidewireError) -> bool:
+    """Whether an error says that nobody is there, not that somebody refuses."""
+    return isinstance(error, ConnectionLost | PeerVanished) and not isinstance(error, TlsFailed)
 
 
 def may_reopen(error: TidewireError) -> bool:

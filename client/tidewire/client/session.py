@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 import grpc.aio
+from google.rpc import code_pb2
 
 from tidewire.client.retry import RetryBudget, RetryPolicy, may_repeat
 from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
@@ -17,6 +18,8 @@ from tidewire.v1 import common_pb2
 from tidewire.wire.codec import CodecName, codec_of, codecs_installed, name_of
 
 log = logging.getLogger("tidewire.client")
+
+_DOUBTFUL: Final = (code_pb2.UNAVAILABLE, code_pb2.DEADLINE_EXCEEDED)
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -48,7 +51,7 @@ class ClientOptions:
     timeout_s: float = 30.0
     """Time a request may take, retries included, when the call does not say."""
     connect_timeout_s: float = 10.0
-    """Time to reach the server at first."""
+    """Time to reach the server: at first, and again before those who wait for it are told."""
     compression: str | None = None
     """Codec of what this client sends: "zstd", "lz4", "snappy" or ``None``."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -159,9 +162,20 @@ class Session:
                 problem = translate(error)
                 delay_s = self._delay_s(problem, attempt, repeatable)
                 if delay_s is None or self.clock() + delay_s >= ends_s:
+                    if problem.code in _DOUBTFUL:
+                        self.suspect()
                     raise problem from error
                 log.info("try %d failed, the next in %.3f s: %s", attempt, delay_s, problem)
             await self.sleep(delay_s)
+
+    def suspect(self) -> None:
+        """
+        Doubt the server, whose tries are used up: what carries the calls asks it whether it is
+        there, and where several servers are to choose from, prefers others.
+        """
+        suspect = getattr(self.channel, "suspect", None)
+        if suspect is not None:
+            suspect()
 
     def _delay_s(self, problem: TidewireError, attempt: int, repeatable: bool) -> float | None:
         policy = self.options.retry

@@ -1,5 +1,6 @@
 """Requests are tried again only when that is safe, in time, and within a budget."""
 
+import contextlib
 import random
 from typing import Any
 
@@ -41,12 +42,14 @@ def typed(error: TidewireError) -> grpc.aio.AioRpcError:
 
 @given(st.integers(1, 100), st.integers(0, 2**32))
 def test_waits_are_bounded(attempt: int, seed: int) -> None:
-    """Every wait is anything from nothing to its bound, which doubles up to the limit."""
+    """Every wait is its step and up to half of it more; steps double up to the limit."""
     policy = RetryPolicy(delay_first_s=0.1, delay_s_max=5.0)
 
     delay_s = policy.delay_s(attempt, random.Random(seed))
 
-    assert 0.0 <= delay_s <= min(5.0, 0.1 * 2 ** (attempt - 1))
+    step_s = min(5.0 / 1.5, 0.1 * 2 ** (attempt - 1))
+    assert step_s <= delay_s <= 1.5 * step_s + 1e-9
+    assert delay_s <= 5.0 + 1e-9
 
 
 def test_the_budget_is_a_share_of_the_requests() -> None:
@@ -170,6 +173,63 @@ async def test_a_request_survives_a_break() -> None:
     assert "answer to x" == answer
     assert 2 == len(clock.slept)
     assert [10.0, 10.0 - clock.slept[0], 10.0 - sum(clock.slept)] == method.timeouts
+
+
+async def test_the_schedule() -> None:
+    """Three tries by default: at once, after 100 to 150 ms, after 200 to 300 ms."""
+    clock = Clock()
+    method = Method(*[rpc_error(grpc.StatusCode.UNAVAILABLE)] * 5)
+    made = session(clock)
+    made.random = random.Random(7)
+    with pytest.raises(ConnectionLost):
+        await made.unary(method, "x")
+
+    source = random.Random(7)
+    expected = [0.1 + 0.05 * source.random(), 0.2 + 0.1 * source.random()]
+    assert pytest.approx(expected) == clock.slept
+    assert 3 == len(method.timeouts)
+
+
+class Suspected:
+    """A channel that counts doubts."""
+
+    doubts = 0
+
+    def suspect(self) -> None:
+        self.doubts += 1
+
+
+@pytest.mark.parametrize(
+    ("failures", "doubts"),
+    [
+        ([grpc.StatusCode.UNAVAILABLE] * 2, 0),
+        ([grpc.StatusCode.UNAVAILABLE] * 3, 1),
+        ([grpc.StatusCode.DEADLINE_EXCEEDED], 1),
+        ([grpc.StatusCode.NOT_FOUND], 0),
+    ],
+    ids=str,
+)
+async def test_a_server_is_suspected_when_the_tries_are_used_up(
+    failures: list[grpc.StatusCode], doubts: int
+) -> None:
+    """Not before, and not for an answer that came."""
+    channel = Suspected()
+    clock = Clock()
+    made = Session(channel, ClientOptions())  # type: ignore[arg-type]
+    made.clock, made.sleep = clock, clock.sleep
+    with contextlib.suppress(TidewireError):
+        await made.unary(Method(*map(rpc_error, failures)), "x")
+
+    assert doubts == channel.doubts
+
+
+async def test_what_no_server_has_seen_is_always_repeated() -> None:
+    """A request without an id may be sent again when it never left."""
+    unsent = typed(ConnectionLost("refused", metadata={"sent": "no"}))
+    method = Method(unsent, unsent)
+    await session(Clock()).unary(method, "x", repeatable=False)
+
+    assert 3 == len(method.timeouts)
 
 
 async def test_tries_are_counted() -> None:
