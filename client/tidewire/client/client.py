@@ -1,7 +1,7 @@
 """One client: a channel, and the six kinds of messages over it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,14 +18,22 @@ from tidewire.client.queries import Queries
 from tidewire.client.retry import RetryPolicy
 from tidewire.client.session import ClientOptions, Session, log, notify
 from tidewire.client.state import State
+from tidewire.client.timeouts import WAN, TimeoutProfile, profile_of
 from tidewire.client.translate import RPC_ERRORS
-from tidewire.errors import CodecUnsupported, PermissionDenied, TidewireError, Unimplemented
+from tidewire.errors import (
+    CodecUnsupported,
+    ConnectionLost,
+    DeadlineExceeded,
+    PermissionDenied,
+    TidewireError,
+    Unimplemented,
+)
 from tidewire.v1 import common_pb2, server_pb2
 from tidewire.v1.server_pb2_grpc import ServerServiceStub
 from tidewire.wire.codec import codecs_installed, name_of
 
 if TYPE_CHECKING:
-    from tidewire.transport import TlsConfig, TransportOptions
+    from tidewire.transport import BalancePolicy, TlsConfig, TransportOptions
 
 
 class ConnectionState(Enum):
@@ -126,8 +134,14 @@ class Client:
             TidewireError: It was not reached within the connect timeout, or refused us.
         """
         self._watcher = asyncio.create_task(self._watch(), name="tidewire connection state")
+        limit_s = self._session.options.connect_timeout_s
         try:
-            info = await self.info(timeout_s=self._session.options.connect_timeout_s)
+            info = await self.info(timeout_s=limit_s)
+        except DeadlineExceeded as error:
+            raise ConnectionLost(
+                f"{self.url.partition('?')[0]} was not reached within {limit_s:g} s: "
+                f"{error.message}"
+            ) from error
         except (Unimplemented, PermissionDenied):
             # Reached; a server may keep this from us, or be a part of one.
             return
@@ -162,15 +176,17 @@ class Client:
 
 
 def connect(
-    url: str,
+    url: str | Sequence[str],
     *,
     tls: "TlsConfig | None" = None,
     name: str = "",
     node_id: str = "",
-    timeout_s: float = 30.0,
-    connect_timeout_s: float = 10.0,
+    timeout_s: float | None = None,
+    connect_timeout_s: float | None = None,
+    profile: TimeoutProfile | str | None = None,
     compression: str | None = None,
     retry: RetryPolicy | None = None,
+    balance: "BalancePolicy" = "round_robin",
     transport_options: "TransportOptions | None" = None,
     channel: grpc.aio.Channel | None = None,
 ) -> Opening[Client]:
@@ -181,13 +197,21 @@ def connect(
 
     Args:
         url: Scheme, host and port, such as ``tls://host:7401?ca=ca.pem&cert=me.pem&key=me.key``.
+            Several URLs, of any wires, are servers of the same data: each call goes to one of
+            them, and a stream (a subscription, a publisher, a membership) stays where it was
+            opened until it breaks.
         tls: The certificates as an object.
         name: Name of this client in the server's logs, at most 64 bytes.
         node_id: Member whose life this client's deliveries and responders hang on.
-        timeout_s: Time a request may take when the call does not say.
-        connect_timeout_s: Time to reach the server now.
+        timeout_s: Time a request may take when the call does not say; 30 without a profile.
+        connect_timeout_s: Time to reach the server; 10 without a profile. Streams and publishers
+            that lost their server tell those who wait after this time, and go on trying.
+        profile: "lan", "wan" or "satellite", or one of your own: how long to wait for what. What
+            is given beside it wins; the times in ``transport_options`` do not.
         compression: Codec of what this client sends: "zstd", "lz4", "snappy" or ``None``.
         retry: When to try again.
+        balance: How one of several servers is chosen: each in turn, the one with the fewest calls
+            of this client, or the first that is there.
         transport_options: Limits and buffers of the wire.
         channel: Use this channel instead of making one; the client closes it.
 
@@ -196,11 +220,13 @@ def connect(
         Unavailable: The server was not reached.
         CodecUnsupported: It does not take the codec.
     """
+    chosen = profile_of(profile)
+    times = chosen or WAN
     options = ClientOptions(
         name=name,
         node_id=node_id,
-        timeout_s=timeout_s,
-        connect_timeout_s=connect_timeout_s,
+        timeout_s=times.request_s if timeout_s is None else timeout_s,
+        connect_timeout_s=times.connect_s if connect_timeout_s is None else connect_timeout_s,
         compression=compression,
         retry=retry or RetryPolicy(),
     )
@@ -208,10 +234,18 @@ def connect(
     async def open_() -> Client:
         made: Any = channel
         if made is None:
+            from tidewire.transport import TransportOptions
             from tidewire.transport import channel as open_channel
 
-            made = open_channel(url, tls=tls, options=transport_options, codecs=codecs_installed())
-        client = Client(url, made, options)
+            wire = transport_options
+            if chosen is not None:
+                wire = chosen.applied_to(wire or TransportOptions())
+            made = open_channel(
+                url, tls=tls, options=wire, codecs=codecs_installed(), balance=balance
+            )
+        # Of several without their queries, which name key files.
+        shown = url if isinstance(url, str) else ", ".join(each.partition("?")[0] for each in url)
+        client = Client(shown, made, options)
         try:
             await client.open()
         except (TidewireError, asyncio.CancelledError):

@@ -18,10 +18,13 @@ from tidewire.transport.grpc import (
 # isort: split
 from importlib.util import find_spec
 
+from tidewire.transport.balance import BalanceOptions, BalancePolicy
+from tidewire.transport.balanced import BalancedChannel
 from tidewire.transport.channel import RawChannel
 from tidewire.transport.counters import WireCounters
 from tidewire.transport.memory import memory_channel, memory_listener
-from tidewire.transport.options import TransportOptions
+from tidewire.transport.opening import channel
+from tidewire.transport.options import TransportOptions, buffer_bytes
 from tidewire.transport.pool import PoolOptions, PoolStats
 from tidewire.transport.quic import MISSING as QUIC_MISSING
 from tidewire.transport.quic import quic_channel, quic_listener
@@ -30,7 +33,6 @@ from tidewire.transport.registry import (
     Missing,
     Transport,
     WireListener,
-    channel,
     listener_schemes,
     missing,
     register,
@@ -92,6 +94,9 @@ else:
     register_listener("wss", websocket_listener, encrypted=True)
 
 __all__ = [
+    "BalanceOptions",
+    "BalancePolicy",
+    "BalancedChannel",
     "ConnectionInfo",
     "GrpcServerOptions",
     "ListenerMaker",
@@ -108,6 +113,7 @@ __all__ = [
     "WireCounters",
     "WireListener",
     "WireUrl",
+    "buffer_bytes",
     "channel",
     "channel_options",
     "client_credentials",

@@ -5,6 +5,7 @@ Import this before anything else imports grpc, or set the two environment variab
 grpcio reads them once.
 """
 
+import json
 import os
 
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -66,7 +67,8 @@ def channel_options(options: TransportOptions) -> Options:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", int(options.backoff_first_s * _MS)),
-        ("grpc.min_reconnect_backoff_ms", int(options.backoff_first_s * _MS)),
+        # Its name is the shortest backoff; what it sets is the time for one attempt to connect.
+        ("grpc.min_reconnect_backoff_ms", int(options.connect_timeout_s * _MS)),
         ("grpc.max_reconnect_backoff_ms", int(options.backoff_last_s * _MS)),
         ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
         # Or a new channel would wait out the backoff of another one of this process.
@@ -107,6 +109,8 @@ def grpc_channel(
     options: TransportOptions,
     interceptors: Sequence[grpc.aio.ClientInterceptor],
     codecs: Sequence[int],  # noqa: ARG001 (gRPC has no HELLO)
+    target: str = "",
+    more: Sequence[tuple[str, str | int]] = (),
 ) -> grpc.aio.Channel:
     """Return a plain gRPC channel; raise when certificates or a token are given for it."""
     if tls is not None:
@@ -116,7 +120,47 @@ def grpc_channel(
     if options.token:
         raise WireUnsuitable(f"{url.text} is not encrypted: a token must not be sent over it")
     return grpc.aio.insecure_channel(
-        url.target, options=channel_options(options), interceptors=list(interceptors)
+        target or url.target,
+        options=[*channel_options(options), *more],
+        interceptors=list(interceptors),
+    )
+
+
+def grpc_list_channel(
+    urls: Sequence[WireUrl],
+    *,
+    tls: TlsConfig | None,
+    options: TransportOptions,
+    interceptors: Sequence[grpc.aio.ClientInterceptor],
+    balance: str,
+) -> grpc.aio.Channel:
+    """
+    Return a plain channel over several addresses of one family, balanced by gRPC's own policies.
+
+    "round_robin" asks each server for its health and leaves out those that do not serve; "first"
+    is gRPC's ``pick_first``.
+    """
+    config: dict[str, object] = {"loadBalancingConfig": [{"pick_first": {}}]}
+    if balance == "round_robin":
+        config = {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "healthCheckConfig": {"serviceName": ""},
+        }
+    family = "ipv6" if ":" in urls[0].host else "ipv4"
+    target = f"{family}:{','.join(url.target for url in urls)}"
+    more: Options = [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.default_authority", urls[0].target),
+    ]
+    return grpc_channel(
+        urls[0],
+        tls=tls,
+        options=options,
+        interceptors=interceptors,
+        codecs=(),
+        target=target,
+        more=more,
     )
 
 

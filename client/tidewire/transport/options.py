@@ -13,6 +13,8 @@ BACKLOG: Final = 1_024
 """Connections the kernel holds until we accept them."""
 HANDSHAKES_MAX: Final = 256
 """Connections in their TLS handshake at one listener; more wait in the kernel."""
+BUFFER_BYTES_LEAST: Final = 128 * KIB
+BUFFER_BYTES_MAX: Final = 4 * 1024 * KIB
 WRITE_HIGH_BYTES: Final = 64 * KIB
 WRITE_LOW_BYTES: Final = 16 * KIB
 TURN_BYTES: Final = 128 * KIB
@@ -47,14 +49,21 @@ class TransportOptions:
     """Longest wait between connections."""
     backoff_jitter: float = 0.2
     """Each wait is longer or shorter by up to this part of itself."""
+    write_timeout_s: float = 30.0
+    """TCP_USER_TIMEOUT: time for the peer's system to acknowledge what was written; 0 leaves it to
+    the kernel."""
     tcp_keepalive_s: int = 30
     """Idle time before TCP probes the peer; 0 turns it off."""
     unsent_bytes: int = 128 * KIB
     """TCP_NOTSENT_LOWAT: what may lie unsent in the kernel; 0 leaves it to the kernel."""
     send_buffer_bytes: int = 0
-    """SO_SNDBUF; 0 leaves it to the kernel."""
+    """SO_SNDBUF; 0 leaves it to the kernel. See :func:`buffer_bytes`."""
     receive_buffer_bytes: int = 0
     """SO_RCVBUF; 0 leaves it to the kernel."""
+    backlog: int = BACKLOG
+    """Connections a server's kernel holds until they are accepted."""
+    reuse_port: bool = False
+    """Share the ports of TCP listeners with other processes of this user: worker processes."""
     pending_calls_max: int = 65_536
     """Calls of a client that wait for a connection."""
     connections_max: int = 10_000
@@ -73,3 +82,18 @@ class TransportOptions:
     """Origins of pages that may connect to a server; ``*`` is every page, none is no browser."""
     websocket_hosts: tuple[str, ...] = ()
     """Values of ``Host`` a WebSocket server takes; none means any."""
+
+
+def buffer_bytes(bandwidth_bits_s: float, rtt_s: float) -> int:
+    """
+    Return the socket buffer that keeps a path full: its bandwidth-delay product.
+
+    Args:
+        bandwidth_bits_s: Bandwidth in bits per second.
+        rtt_s: Round trip in seconds.
+
+    Returns:
+        Bytes for ``send_buffer_bytes`` and ``receive_buffer_bytes``, from 128 KiB to 4 MiB.
+    """
+    product = int(bandwidth_bits_s / 8 * rtt_s)
+    return min(max(product, BUFFER_BYTES_LEAST), BUFFER_BYTES_MAX)

@@ -146,6 +146,13 @@ def listener_schemes() -> tuple[str, ...]:
     return tuple(_LISTENERS)
 
 
+def encrypted_schemes() -> frozenset[str]:
+    """Return the schemes that have certificates."""
+    _load()
+    encrypted = {scheme for scheme, (_, is_encrypted) in _LISTENERS.items() if is_encrypted}
+    return frozenset((*encrypted, "grpcs"))
+
+
 def listener_maker(scheme: str) -> tuple[ListenerMaker, bool]:
     """
     Return what binds listeners of a scheme, and whether it needs certificates.

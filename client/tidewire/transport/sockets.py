@@ -43,6 +43,9 @@ def tune(sock: socket.socket, options: TransportOptions) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if options.unsent_bytes and hasattr(socket, "TCP_NOTSENT_LOWAT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, options.unsent_bytes)
+    if options.write_timeout_s and hasattr(socket, "TCP_USER_TIMEOUT"):
+        timeout_ms = max(1, int(options.write_timeout_s * 1_000))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
     if options.tcp_keepalive_s:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
