@@ -13,14 +13,19 @@ from tidewire_server.demo.processes import Child, ChildFailed, Children
 LISTEN: Final[Mapping[str, str]] = {
     "grpcs": "grpcs://127.0.0.1:0",
     "tls": "tls://127.0.0.1:0",
+    "quic": "quic://127.0.0.1:0",
+    "wss": "wss://127.0.0.1:0",
     "grpc": "grpc://127.0.0.1:0",
     "tcp": "tcp://127.0.0.1:0",
+    "ws": "ws://127.0.0.1:0",
+    "unix": "unix://{folder}/u.sock",
+    "grpc+unix": "grpc+unix://{folder}/g.sock",
 }
 """
 Where to listen for each wire, in the order of the demo: a wire is added by its URL. Port 0 picks a
 port, ``{folder}`` is the demo's folder.
 """
-ENCRYPTED: Final = frozenset({"grpcs", "tls"})
+ENCRYPTED: Final = frozenset({"grpcs", "tls", "quic", "wss"})
 """Those of them whose clients need a certificate."""
 READY_TIMEOUT_S: Final = 20.0
 DRIVER: Final = "demo-driver"
