@@ -296,7 +296,10 @@ class _Signals:
         self._hurry = asyncio.ensure_future(self._server.listeners.stop(0.0))
 
     def _reload(self) -> None:
-        kept = not self._server.listeners.reload_certificates()
+        self._reloading = asyncio.ensure_future(self._reload_all())
+
+    async def _reload_all(self) -> None:
+        kept = not await self._server.listeners.reload_certificates()
         log.info("certificates read again", extra={"some_kept_their_old_ones": kept})
 
 

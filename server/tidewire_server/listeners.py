@@ -4,6 +4,7 @@ Where the server listens: one gRPC server and one raw server for each scheme, al
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,7 @@ import grpc.aio
 
 from tidewire.errors import InvalidArgument
 from tidewire.transport import (
+    ConnectionInfo,
     GrpcServerOptions,
     RawServer,
     ServerCredentials,
@@ -27,6 +29,7 @@ from tidewire.v1 import server_pb2
 from tidewire_server.ops.config import LOCAL_SCHEMES, Config, ConfigError, is_loopback
 from tidewire_server.ops.wire_metrics import GrpcCalls
 from tidewire_server.router import Router
+from tidewire_server.workers import WORKER_SCHEMES, Workers, WorkerWire
 
 if TYPE_CHECKING:
     from tidewire.transport.socket_file import SocketFile
@@ -44,15 +47,15 @@ class Listeners:
 
     Attributes:
         bound: What is listened on, with the ports that were picked.
-        raw: Raw servers by scheme.
         grpc_calls: Counts the calls of gRPC's server.
     """
 
     router: Router
     config: Config
     bound: list[server_pb2.Listener] = field(default_factory=list)
-    raw: dict[str, RawServer] = field(default_factory=dict)
     grpc_calls: GrpcCalls = field(init=False)
+    _raw: dict[str, RawServer] = field(default_factory=dict)
+    _workers: Workers | None = None
     _grpc: grpc.aio.Server | None = None
     _credentials: list[ServerCredentials] = field(default_factory=list)
     _files: list["SocketFile"] = field(default_factory=list)
@@ -72,6 +75,8 @@ class Listeners:
             self._add(parse_url(url))
         for server in self._servers():
             await server.start()
+        if self._workers is not None:
+            await self._workers.start()
         self._reloads = asyncio.create_task(self._watch_certificates())
 
     async def stop(self, grace_s: float) -> None:
@@ -80,15 +85,38 @@ class Listeners:
             self._reloads.cancel()
         for file in self._files:
             file.remove()
-        await asyncio.gather(*(server.stop(grace_s) for server in self._servers()))
+        stops = [server.stop(grace_s) for server in self._servers()]
+        if self._workers is not None:
+            stops.append(self._workers.stop(grace_s))
+        await asyncio.gather(*stops)
 
-    def reload_certificates(self) -> bool:
+    async def reload_certificates(self) -> bool:
         """Read certificates anew for connections that come; False when some keep their old ones."""
-        raw = [server.reload_tls() for server in self.raw.values()]
-        return all([*raw, *(credentials.reload() for credentials in self._credentials)])
+        outcomes = [server.reload_tls() for server in self._raw.values()]
+        outcomes += [credentials.reload() for credentials in self._credentials]
+        if self._workers is not None:
+            outcomes.append(await self._workers.reload_tls())
+        return all(outcomes)
+
+    @property
+    def raw(self) -> Mapping[str, RawServer | WorkerWire]:
+        """Connections of raw wires by scheme: this process's servers, and those of workers."""
+        return {**self._raw, **(self._workers.wires if self._workers is not None else {})}
+
+    async def connections(self) -> dict[str, list[ConnectionInfo]]:
+        """List the open connections of raw wires, by scheme."""
+        found = {scheme: server.connections() for scheme, server in self._raw.items()}
+        return found | (await self._workers.connections() if self._workers is not None else {})
+
+    async def disconnect(self, scheme: str, identifier: int) -> bool:
+        """End a connection; return False when there is none of this scheme and number."""
+        server = self._raw.get(scheme)
+        if server is not None:
+            return server.disconnect(identifier)
+        return self._workers is not None and await self._workers.disconnect(scheme, identifier)
 
     def _servers(self) -> list[grpc.aio.Server]:
-        return [*([self._grpc] if self._grpc is not None else []), *self.raw.values()]
+        return [*([self._grpc] if self._grpc is not None else []), *self._raw.values()]
 
     def _add(self, url: WireUrl) -> None:
         if url.scheme in GRPC_SCHEMES:
@@ -110,7 +138,7 @@ class Listeners:
                 url=bound.text,
                 encrypted=encrypted,
                 client_certificate_required=encrypted
-                and self.config.tls.require_client_certificate,
+                and tls_of(self.config, url.scheme).require_client_certificate,
             )
         )
 
@@ -136,7 +164,7 @@ class Listeners:
 
                 self._files.append(bind_grpc(self._grpc, url.path))
                 return 0
-            credentials = ServerCredentials(self._tls())
+            credentials = ServerCredentials(tls_of(self.config))
             self._credentials.append(credentials)
             return self._grpc.add_secure_port(url.target, credentials.credentials)
         except RuntimeError as error:
@@ -145,34 +173,22 @@ class Listeners:
             raise _cannot_listen(url, error.message) from error
 
     def _add_raw(self, url: WireUrl, *, encrypted: bool) -> WireUrl:
-        server = self.raw.get(url.scheme)
-        if server is None:
-            server = self.raw[url.scheme] = RawServer(
-                (self.router,),
-                options=TransportOptions(
-                    limits=self.config.wire.to_wire(),
-                    handshake_timeout_s=self.config.wire.handshake_timeout_s,
-                    connections_max=self.config.wire.connections_max,
-                    node_id=self.config.server.node_id,
-                    websocket_origins=tuple(self.config.websocket.origins),
-                    websocket_hosts=tuple(self.config.websocket.hosts),
-                ),
-                codecs=self.config.codecs.to_proto(),
-            )
         try:
-            tls = self._tls() if encrypted else None
+            if self.config.server.workers and url.scheme in WORKER_SCHEMES:
+                if self._workers is None:
+                    self._workers = Workers(self.router, self.config)
+                return self._workers.add(url)
+            server = self._raw.get(url.scheme)
+            if server is None:
+                server = self._raw[url.scheme] = RawServer(
+                    (self.router,),
+                    options=raw_options(self.config),
+                    codecs=self.config.codecs.to_proto(),
+                )
+            tls = tls_of(self.config, url.scheme) if encrypted else None
             return server.listen(url.text, tls=tls).url
         except (OSError, InvalidArgument) as error:
             raise _cannot_listen(url, str(error)) from error
-
-    def _tls(self) -> TlsConfig:
-        tls = self.config.tls
-        return TlsConfig(
-            certificate=tls.certificate,
-            key=tls.key,
-            ca=tls.ca or None,
-            require_client_certificate=tls.require_client_certificate,
-        )
 
     async def _watch_certificates(self) -> None:
         """GRPC cannot look at files in a handshake, so somebody has to look now and then."""
@@ -180,6 +196,32 @@ class Listeners:
             await asyncio.sleep(self.config.tls.reload_interval_s)
             for credentials in self._credentials:
                 credentials.refresh()
+
+
+def raw_options(config: Config, *, reuse_port: bool = False) -> TransportOptions:
+    """Return the options of the connections of raw wires."""
+    return TransportOptions(
+        limits=config.wire.to_wire(),
+        handshake_timeout_s=config.wire.handshake_timeout_s,
+        connections_max=config.wire.connections_max,
+        node_id=config.server.node_id,
+        websocket_origins=tuple(config.websocket.origins),
+        websocket_hosts=tuple(config.websocket.hosts),
+        reuse_port=reuse_port,
+    )
+
+
+def tls_of(config: Config, scheme: str = "") -> TlsConfig:
+    """Return the certificates of encrypted listeners; those of ``scheme`` where it has options."""
+    tls = config.tls
+    if scheme == "wss" and not config.websocket.client_certificates:
+        return TlsConfig(certificate=tls.certificate, key=tls.key, require_client_certificate=False)
+    return TlsConfig(
+        certificate=tls.certificate,
+        key=tls.key,
+        ca=tls.ca or None,
+        require_client_certificate=tls.require_client_certificate,
+    )
 
 
 def _cannot_listen(

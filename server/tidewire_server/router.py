@@ -97,6 +97,14 @@ class Router(grpc.GenericRpcHandler):
         """Full names of the registered methods, sorted."""
         return sorted(self._handlers)
 
+    @property
+    def shapes(self) -> dict[str, tuple[bool, bool]]:
+        """Whether requests and responses of each method stream."""
+        return {
+            method: (handler.request_streaming, handler.response_streaming)
+            for method, handler in self._handlers.items()
+        }
+
     # What generated code calls.
 
     def add_registered_method_handlers(

@@ -41,6 +41,13 @@ class Histogram:
             index = 4 * (octave + 1) + ((us >> octave) & 3) if octave < OCTAVES else BUCKETS - 1
         self.buckets[index] += 1
 
+    def merge(self, other: "Histogram") -> None:
+        """Add what another one has counted."""
+        self.count += other.count
+        self.sum_us += other.sum_us
+        for index, number in enumerate(other.buckets):
+            self.buckets[index] += number
+
     def quantile(self, fraction: float) -> float:
         """Seconds that this fraction of the durations did not pass; 0.0 when there are none."""
         wanted = fraction * self.count

@@ -144,9 +144,23 @@ def _drop(accepted: socket.socket, shell: WireProtocol[Any] | None) -> None:
         shell.abort()
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(
+    host: str,
+    port: int,
+    *,
+    backlog: int = BACKLOG,
+    reuse_port: bool = False,
+    listening: bool = True,
+) -> socket.socket:
     """
     Return a listening socket on one address; port 0 picks one.
+
+    Args:
+        host: Name or address.
+        port: Port.
+        backlog: Connections the kernel holds until they are accepted.
+        reuse_port: Share the port with other processes of this user that say so too.
+        listening: False: only hold the address.
 
     Raises:
         InvalidArgument: The address cannot be resolved or bound.
@@ -162,9 +176,12 @@ def bind(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setblocking(False)
         sock.bind(address)
-        sock.listen(BACKLOG)
+        if listening:
+            sock.listen(backlog)
     except OSError as error:
         sock.close()
         raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error

@@ -88,13 +88,14 @@ def stream_listener(server: "RawServer", url: WireUrl, tls: ServerTls | None) ->
     Raises:
         InvalidArgument: The address cannot be resolved or bound.
     """
-    sock = bind(url.host, url.port)
+    options = server.options
+    sock = bind(url.host, url.port, backlog=options.backlog, reuse_port=options.reuse_port)
     shown = url.at(sock.getsockname()[1])
     return Listener(
         sock,
         lambda: server.stream_protocol(shown.text),
         url=shown,
-        options=server.options,
+        options=options,
         counters=server.counters,
         tls=tls,
     )

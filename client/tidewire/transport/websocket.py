@@ -143,7 +143,7 @@ def websocket_listener(
         origins=tuple(origin.lower() for origin in options.websocket_origins),
         hosts=tuple(host.lower() for host in options.websocket_hosts),
     )
-    sock = bind(url.host, url.port)
+    sock = bind(url.host, url.port, backlog=options.backlog, reuse_port=options.reuse_port)
     shown = url.at(sock.getsockname()[1])
     return WebSocketListener(
         sock,

@@ -50,8 +50,7 @@ class Actions:
                 f"{connection_id!r} is not a connection id, such as tcp-5",
                 fields={"connection_id": "wire-number"},
             )
-        server = self._listeners.raw.get(scheme)
-        if server is None or not server.disconnect(int(number)):
+        if not await self._listeners.disconnect(scheme, int(number)):
             raise NotFound(f"no connection {connection_id} is open")
 
     async def list_connections(self) -> list[dict[str, str | int]]:
@@ -64,8 +63,8 @@ class Actions:
                 "agent": info.agent,
                 "calls": info.calls,
             }
-            for scheme, server in self._listeners.raw.items()
-            for info in server.connections()
+            for scheme, infos in (await self._listeners.connections()).items()
+            for info in infos
         ]
 
     async def set_log_level(self, level: str) -> None:

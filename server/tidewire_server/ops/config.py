@@ -76,6 +76,10 @@ class Server(Section, frozen=True):
     data_dir: Annotated[str, Meta(min_length=1, description="folder of the durable store")] = (
         "./tidewire-data"
     )
+    workers: Annotated[
+        int,
+        count("processes that take the connections of tcp, tls, ws and wss; 0: none", 0, 64),
+    ] = 0
 
 
 class Listen(Section, frozen=True):
@@ -218,6 +222,13 @@ class WebSocket(Section, frozen=True):
             description="values of Host that are served, as clients write them; none is any",
         ),
     ] = msgspec.field(default_factory=list)
+    client_certificates: Annotated[
+        bool,
+        about(
+            "clients of wss:// are asked for certificates as [tls] says; false for browsers, which"
+            " give up when they are asked: then a token says who they are"
+        ),
+    ] = True
 
 
 class Drain(Section, frozen=True):

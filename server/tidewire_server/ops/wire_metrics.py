@@ -21,7 +21,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from tidewire.transport import RawServer, WireCounters
+from tidewire.transport import WireCounters
 from tidewire.transport.histogram import Histogram
 from tidewire.v1 import server_pb2
 
@@ -56,6 +56,20 @@ _DATAGRAMS: Final = {
 }
 
 
+class Connected(Protocol):
+    """The connections of one raw wire."""
+
+    @property
+    def counters(self) -> WireCounters:
+        """What happened on them."""
+        ...
+
+    @property
+    def connections_idle(self) -> int:
+        """Those without a call."""
+        ...
+
+
 class Wires(Protocol):
     """What the server listens on."""
 
@@ -65,8 +79,8 @@ class Wires(Protocol):
         ...
 
     @property
-    def raw(self) -> Mapping[str, RawServer]:
-        """Raw servers by scheme."""
+    def raw(self) -> Mapping[str, "Connected"]:
+        """Connections of raw wires, by scheme."""
         ...
 
     @property

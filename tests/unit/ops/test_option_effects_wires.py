@@ -139,7 +139,8 @@ async def test_bounds_reach_what_they_bind(tmp_path: Path) -> None:
         "engine": {"history_changes_max": 345},
     }
     async with running(tmp_path, ("tcp",), None, **options) as it:
-        limits = it.server.listeners.raw["tcp"].options.limits
+        server: Any = it.server.listeners.raw["tcp"]
+        limits = server.options.limits
         engine: Any = it.server.core.engine
 
         assert (1_234_567, 234_567) == (limits.unread_bytes_max, limits.unsent_bytes_max)
@@ -221,3 +222,22 @@ async def test_pages_need_their_origin_and_names_their_place(tmp_path: Path) -> 
         assert 101 == await status(it, host="app.example", **page)
         assert 403 == await status(it, host="app.example", origin="https://evil.example")
         assert 421 == await status(it, host="any.example", **page)
+
+
+@proves("websocket.client_certificates")
+async def test_browsers_are_not_asked_for_certificates(tmp_path: Path) -> None:
+    """
+    With it off a client without a certificate is served on wss, and on no other wire; nor is it
+    asked for one, which makes browsers give up.
+    """
+    async with running(tmp_path, ("tls", "wss"), websocket={"client_certificates": False}) as it:
+        anonymous = TlsConfig(ca=it.certificates.ca)
+        async with tidewire.connect(it.url("wss"), tls=anonymous) as client:
+            info = await client.info()
+        with pytest.raises(errors.Unavailable):
+            async with tidewire.connect(it.url("tls"), tls=anonymous) as client:
+                await client.info()
+
+    assert {"tls": True, "wss": False} == {
+        each.url.partition(":")[0]: each.client_certificate_required for each in info.listeners
+    }

@@ -8,6 +8,9 @@ from tidewire_server.ops.config_sources import keys, sections
 
 ROOT: Final = Path(__file__).parents[3]
 ELSEWHERE: Final = {
+    "server.workers": (
+        "tests/unit/workers/test_workers.py::test_a_worker_that_dies_is_started_again"
+    ),
     "listen.insecure": "tests/unit/ops/test_config.py::test_plain_wires_stay_on_this_machine",
     "admin.insecure": "tests/unit/ops/test_config.py::test_admin_stays_on_this_machine",
     "access.rules": "tests/unit/test_app.py::test_who_may_call_is_the_same_on_every_wire",
