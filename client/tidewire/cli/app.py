@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "certs": Entry("tidewire.cli.certs", "certs", "Make certificates for development."),
     "check-wire": Entry("tidewire.cli.check_wire", "check_wire", "Check that a wire conforms."),
     "bench": Entry("tidewire.cli.bench", "bench", "Measure how fast a server is from here."),
+    "js": Entry("tidewire.cli.javascript", "js", "Copy the JavaScript client for browsers."),
     "config": Entry("tidewire.cli.config", "config", "Show the server's configuration."),
     "completion": Entry("tidewire.cli.completion", "completion", "Print shell completion."),
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -296,3 +297,18 @@ def test_origins_are_shown(
     assert 'urls = ["tcp://127.0.0.1:1"]  # flag' in text
     level = next(one for one in origins if one["option"] == "log.level")
     assert ("debug", "TIDEWIRE_LOG__LEVEL") == (level["value"], level["origin"])
+
+
+def test_the_javascript_client_can_be_served(tmp_path: Path) -> None:
+    """It is copied whole: whatever a module imports is there."""
+    folder = tmp_path / "static"
+    done = tidewire("js", str(folder))
+    there = Path(tidewire("js").stdout.decode().strip())
+
+    assert 0 == done.returncode
+    assert sorted(each.name for each in there.glob("*.js")) == sorted(
+        each.name for each in folder.iterdir()
+    )
+    for module in folder.iterdir():
+        for imported in re.findall(r'from "\./([^"]+)"', module.read_text()):
+            assert (folder / imported).is_file()
