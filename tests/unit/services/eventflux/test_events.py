@@ -103,12 +103,11 @@ async def test_what_is_stored_after_the_end_does_not_keep_it_open(tmp_path: Path
 
         growing = asyncio.create_task(grow())
         await asyncio.sleep(0)
-        got = await all_of(events(server.stub, "x", start=1, end=now_ms() - 1))
+        got = await all_of(events(server.stub, "x", start=1, end=now_ms()))
         going.set()
         await growing
 
     assert 1000 == got.count("old")
-    assert not growing.cancelled()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
