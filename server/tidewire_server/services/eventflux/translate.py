@@ -109,7 +109,8 @@ def _messages(
 def _places(delivery: event_pb2.Delivery) -> Iterator[tuple[int, int]]:
     """Index in the body and sequence of every message that is delivered; no sequence live."""
     batch = delivery.batch
-    ranges = [(part.first, part.last + 1) for part in batch.selected] or [(0, batch.count)]
+    count = batch.count
+    ranges = [(part.first, min(part.last + 1, count)) for part in batch.selected] or [(0, count)]
     included = [(part.first, part.last) for part in delivery.included]
     sequence = delivery.first_sequence
     for first, end in ranges:
