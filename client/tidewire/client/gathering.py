@@ -3,6 +3,7 @@
 from typing import Final
 
 from tidewire.client.lanes import Item, Waiter
+from tidewire.errors import TidewireError
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.batch import Headers, encode_messages, encode_payloads
 from tidewire.wire.codec import CodecName
@@ -64,6 +65,12 @@ class Group:
             pairs = zip(self.payloads, self.headers, strict=True)
             encode_messages(self.subject, pairs, codec=codec, into=batch)
         return Item(message, len(batch.body), self.granted, self.waiters)
+
+    def reject(self, error: TidewireError) -> None:
+        """Tell who waits that it may take long; the messages stay."""
+        for _, future in self.waiters:
+            if not future.done():
+                future.set_exception(error)
 
     def abandon(self) -> Item:
         """Stand-in of a batch that is never sent."""

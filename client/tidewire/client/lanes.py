@@ -215,9 +215,13 @@ class Lanes:
             lane.number(entry)
         return (*tried, *fresh)
 
+    def held_items(self) -> list[Item]:
+        """Everything that is held back."""
+        return [item for lane in self._lanes.values() for item in lane.held]
+
     def take_held(self) -> list[Item]:
         """Take everything that is held back."""
-        items = [item for lane in self._lanes.values() for item in lane.held]
+        items = self.held_items()
         for lane in self._lanes.values():
             lane.held = []
         self.held = 0

@@ -9,7 +9,7 @@ stream breaks is sent again; streams recognise it by producer id, epoch and sequ
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from tidewire.client.gathering import MESSAGE_COST_BYTES, Group, cost_of
@@ -87,6 +87,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         self._messages_sent = 0
         self._bytes_sent = 0
         self._failure: TidewireError | None = None
+        self._unreached: TidewireError | None = None
         self._room = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
         self._done: asyncio.Future[None] = session.loop.create_future()
@@ -161,18 +162,14 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
             TidewireError: A message since the last call was refused.
         """
         limit_s = self._session.options.timeout_s if timeout_s is None else timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                while self._busy():
-                    self._raise_if_ended()
-                    self._room.clear()
-                    self._wake.set()
-                    await self._room.wait()
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"{len(self._sent)} batches were not acknowledged within {limit_s:g} s; they are "
-                f"still being sent (connected: {self.connected})"
-            ) from None
+        await self._wait_while(
+            self._busy,
+            limit_s,
+            lambda: (
+                f"{len(self._sent)} batches were not acknowledged within {limit_s:g} s; they "
+                f"are still being sent (connected: {self.connected})"
+            ),
+        )
         self.raise_failure()
 
     async def close(self) -> None:
@@ -225,6 +222,8 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         self, subject: str, data: bytes, headers: Headers | None, future: AckFuture | None
     ) -> None:
         self._raise_if_ended()
+        if future is not None:
+            self._raise_if_unreached()
         if headers:
             check_headers(headers)
         size = cost_of(data, headers)
@@ -271,18 +270,31 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
 
     async def _wait_for_room(self, size: int) -> None:
         limit_s = self._session.options.timeout_s
+        await self._wait_while(
+            lambda: (
+                bool(self._pending_bytes) and self._pending_bytes + size > self._pending_bytes_max
+            ),
+            limit_s,
+            lambda: (
+                f"{self._pending_bytes} bytes are not answered, the limit is "
+                f"{self._pending_bytes_max}; nothing moved for {limit_s:g} s"
+            ),
+        )
+
+    async def _wait_while(
+        self, holds: Callable[[], bool], limit_s: float, late: Callable[[], str]
+    ) -> None:
+        """Wait for the server as long as something holds; ``late`` says what took too long."""
         try:
             async with asyncio.timeout(limit_s):
-                while self._pending_bytes and self._pending_bytes + size > self._pending_bytes_max:
+                while holds():
+                    self._raise_if_unreached()
                     self._raise_if_ended()
                     self._room.clear()
                     self._wake.set()
                     await self._room.wait()
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"{self._pending_bytes} bytes are not answered, the limit is "
-                f"{self._pending_bytes_max}; nothing moved for {limit_s:g} s"
-            ) from None
+            raise DeadlineExceeded(late()) from None
 
     def _close_group(self, subject: str) -> None:
         group = self._groups.pop(subject, None)
@@ -320,6 +332,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
 
     def _opened(self, opened: common_pb2.Opened) -> None:
         check_codec(self._codec, opened)
+        self._unreached = None
         self._credit = opened.credit if opened.HasField("credit") else None
         self._payload_bytes_max = opened.limits.payload_bytes_max or PAYLOAD_BYTES_MAX
         self._publish_id = self._messages_sent = self._bytes_sent = 0
@@ -430,6 +443,26 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
     def _release(self, item: Item) -> None:
         self._pending_bytes -= item.granted
         self._room.set()
+
+    def _out_of_reach(self, error: TidewireError) -> None:
+        """Who waits for an acknowledgement is told; what is published is still to be sent."""
+        limit_s = self._session.options.connect_timeout_s
+        self._unreached = problem = ConnectionLost(
+            f"the server was not reached for {limit_s:g} s; what was published before may still be "
+            f"stored when it comes back: {error.message}"
+        )
+        items = [*self._sent.values(), *self._ready]
+        if self._lanes is not None:
+            items.extend(self._lanes.held_items())
+        for item in items:
+            item.reject(problem)
+        for group in (*self._full, *self._groups.values()):
+            group.reject(problem)
+        self._room.set()
+
+    def _raise_if_unreached(self) -> None:
+        if self._unreached is not None:
+            raise self._unreached
 
     def _broken(self) -> None:
         """Everything that was sent and not answered goes again, in the order it was made."""

@@ -7,7 +7,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import grpc.aio
 
-from tidewire.client.retry import may_reopen
+from tidewire.client.retry import is_out_of_reach, may_reopen
 from tidewire.client.session import Metadata, Session, log
 from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
 from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError
@@ -39,6 +39,7 @@ class PullStream(Generic[EventT]):
         self._events: deque[EventT] = deque()
         self._closed = False
         self._attempt = 0
+        self._opening_by_s: float | None = None
 
     # What subclasses say.
 
@@ -59,8 +60,10 @@ class PullStream(Generic[EventT]):
     async def open(self) -> Self:
         """Open the stream now, so that what cannot be opened is told at once."""
         self._session.track(self)
+        options = self._session.options
+        self._opening_by_s = self._session.clock() + options.connect_timeout_s
         try:
-            async with asyncio.timeout(self._session.options.timeout_s):
+            async with asyncio.timeout(options.timeout_s):
                 while self._call is None:
                     await self._pull()
         except TimeoutError:
@@ -69,6 +72,7 @@ class PullStream(Generic[EventT]):
         except BaseException:
             await self.close()
             raise
+        self._opening_by_s = None
         return self
 
     async def close(self) -> None:
@@ -152,8 +156,13 @@ class PullStream(Generic[EventT]):
         elif not may_reopen(problem):
             await self.close()
             raise problem
+        late_s = self._opening_by_s
+        if late_s is not None and self._session.clock() >= late_s and is_out_of_reach(problem):
+            raise problem
         self._attempt += 1
         delay_s = self._session.options.retry.delay_s(self._attempt, self._session.random)
+        if late_s is not None:
+            delay_s = min(delay_s, max(late_s - self._session.clock(), 0.0))
         delay_s = max(delay_s, problem.retry_after_s or 0.0)
         log.warning("%s broke, opened again in %.3f s: %s", self.what, delay_s, problem)
         await self._session.sleep(delay_s)

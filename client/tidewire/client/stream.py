@@ -11,7 +11,7 @@ from typing import Any, Final, Generic
 
 import grpc.aio
 
-from tidewire.client.retry import may_reopen
+from tidewire.client.retry import is_out_of_reach, may_reopen
 from tidewire.client.session import Metadata, RequestT, ResponseT, Session, log, notify
 from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
 from tidewire.errors import (
@@ -81,6 +81,9 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
     def _broken(self) -> None:
         """Take note that the call is over; another one follows."""
 
+    def _out_of_reach(self, error: TidewireError) -> None:
+        """Tell those who wait that the server is not there; it is tried on."""
+
     def _ended(self, error: TidewireError | None) -> None:
         """Take note that no other call follows."""
 
@@ -91,7 +94,7 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
         Open the stream and wait for the greeting.
 
         Raises:
-            TidewireError: The server refused it, or was not reached within the client's timeout.
+            TidewireError: The server refused it, or was not reached within the connect timeout.
         """
         self._session.track(self)
         loop = asyncio.get_running_loop()
@@ -152,6 +155,7 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
 
     async def _keep_open(self) -> None:
         attempt = 0
+        lost_s = self._session.clock()
         while not self._closing:
             try:
                 await self._one_call()
@@ -169,10 +173,26 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
             if not may_reopen(problem) or self._is_closing():
                 break
             attempt = 1 if was_connected else attempt + 1
+            if was_connected:
+                lost_s = self._session.clock()
+            elif self._gives_up(problem, self._session.clock() - lost_s):
+                break
             delay_s = self._session.options.retry.delay_s(attempt, self._session.random)
+            left_s = lost_s + self._session.options.connect_timeout_s - self._session.clock()
+            if left_s > 0.0:  # the next try is not later than those who wait are to be told
+                delay_s = min(delay_s, left_s)
             delay_s = max(delay_s, problem.retry_after_s or 0.0)
             log.warning("%s broke, opened again in %.3f s: %s", self.what, delay_s, problem)
             await self._session.sleep(delay_s)
+
+    def _gives_up(self, problem: TidewireError, lost_for_s: float) -> bool:
+        """
+        After the connect timeout say that the server is not there; who opens then gives up.
+        """
+        if lost_for_s < self._session.options.connect_timeout_s or not is_out_of_reach(problem):
+            return False
+        self._out_of_reach(problem)
+        return self._greeted is not None and not self._greeted.done()
 
     def _finish(self, error: TidewireError | None) -> None:
         greeted = self._greeted
