@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from tidewire.client.durable import StreamHandle
 from tidewire.client.fetching import UnarySettler
+from tidewire.client.gathering import MESSAGE_COST_BYTES
 from tidewire.client.lanes import PublishAck, read_ack
 from tidewire.client.message import Message, MessageBatch
 from tidewire.client.naming import Durability, Start, durability_of, start_of
 from tidewire.client.opening import Opening
-from tidewire.client.publisher import BATCH_BYTES_MAX, PENDING_BYTES_MAX, Publisher
+from tidewire.client.publisher import PENDING_BYTES_MAX, Publisher
 from tidewire.client.session import PRIORITY_EVENTS, Session
 from tidewire.client.subscription import (
     CONSUMER_WINDOW_MESSAGES,
@@ -29,6 +30,8 @@ from tidewire.wire.payload import Value, as_bytes
 from tidewire.wire.subject import check_pattern, check_subject
 
 FETCH_WAIT_SLACK_S = 5.0
+LOSSY = ("tidewire-lossy", "1")
+"""Metadata of a call that may be lost."""
 MANY_MESSAGES_MAX = 4_096
 """Messages of one batch made by `publish_many`; ids count as fields of a request."""
 
@@ -100,6 +103,38 @@ class Events:
         )
         return read_ack(response, 0, 1)
 
+    async def publish_lossy(
+        self, subject: str, data: Value, *, headers: Headers | None = None
+    ) -> None:
+        """
+        Publish one message that may be lost, and wait for nothing where the wire allows that.
+
+        On ``udp://`` and ``dtls://`` it is one datagram, sent once. Every other wire is reliable,
+        and acknowledges it.
+
+        Args:
+            subject: Subject; no wildcards.
+            data: Payload; text becomes UTF-8.
+            headers: Pairs of key and bytes.
+
+        Raises:
+            TidewireError: It cannot be sent; MessageTooLarge when it does not fit a datagram.
+        """
+        check_subject(subject)
+        payload, codec = as_bytes(data), self._session.codec
+        batch = (
+            encode_messages(subject, [(payload, headers)], codec=codec)
+            if headers
+            else encode_payloads(subject, [payload], codec=codec)
+        )
+        request = event_pb2.PublishRequest(batch=batch)
+        await self._session.unary(
+            self._stub.Publish,
+            request,
+            metadata=(*PRIORITY_EVENTS, LOSSY),
+            repeatable=False,
+        )
+
     async def publish_many(
         self,
         subject: str,
@@ -124,7 +159,7 @@ class Events:
             raise InvalidArgument(f"{len(message_ids)} ids for {len(data)} messages")
         publisher = await self._publisher()
         waiting: list[tuple[asyncio.Future[PublishAck], int]] = []
-        for begin, end in _cuts([as_bytes(value) for value in data]):
+        for begin, end in _cuts([as_bytes(value) for value in data], publisher.batch_bytes_max):
             payloads = [as_bytes(value) for value in data[begin:end]]
             batch = encode_payloads(subject, payloads, codec=self._session.codec)
             if message_ids is not None:
@@ -425,17 +460,18 @@ async def _opened(subscription: Subscription) -> Subscription:
     return subscription
 
 
-def _cuts(payloads: Sequence[bytes]) -> list[tuple[int, int]]:
+def _cuts(payloads: Sequence[bytes], bytes_max: int) -> list[tuple[int, int]]:
     """Where to cut messages into batches: begin and end of each."""
     cuts: list[tuple[int, int]] = []
     begin = size = 0
     for index, payload in enumerate(payloads):
         if index > begin and (
-            size + len(payload) > BATCH_BYTES_MAX or index - begin >= MANY_MESSAGES_MAX
+            size + len(payload) + MESSAGE_COST_BYTES > bytes_max
+            or index - begin >= MANY_MESSAGES_MAX
         ):
             cuts.append((begin, index))
             begin, size = index, 0
-        size += len(payload)
+        size += len(payload) + MESSAGE_COST_BYTES
     if payloads:
         cuts.append((begin, len(payloads)))
     return cuts

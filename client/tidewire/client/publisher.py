@@ -14,6 +14,7 @@ from typing import Final
 
 from tidewire.client.gathering import MESSAGE_COST_BYTES, Group, cost_of
 from tidewire.client.lanes import Item, Lanes, PublishAck
+from tidewire.client.polled_events import event_stub
 from tidewire.client.session import PRIORITY_BULK, PRIORITY_EVENTS, Session, check_codec, log
 from tidewire.client.stream import ReopeningStream
 from tidewire.errors import (
@@ -25,7 +26,6 @@ from tidewire.errors import (
 )
 from tidewire.errors import from_status as error_of
 from tidewire.v1 import common_pb2, event_pb2
-from tidewire.v1.event_pb2_grpc import EventServiceStub
 from tidewire.wire.batch import PAYLOAD_BYTES_MAX, Headers, check_headers
 from tidewire.wire.codec import CodecName
 from tidewire.wire.payload import Value, as_bytes
@@ -46,6 +46,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
     A pipelined publisher. Only one task of one event loop at a time may flush it; any may publish.
 
     Attributes:
+        batch_bytes_max: A batch is closed before it passes this, unless one message is larger.
         published: Messages acknowledged, or handed to the wire when nothing is acknowledged.
         failed: Messages that were refused or given up.
         resent: Messages sent again after a break.
@@ -62,7 +63,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         pending_bytes_max: int = PENDING_BYTES_MAX,
         bulk: bool = False,
     ) -> None:
-        stub = EventServiceStub(session.channel)
+        stub = event_stub(session)
         metadata = PRIORITY_BULK if bulk else PRIORITY_EVENTS
         super().__init__(session, "a publisher", stub.PublishStream, metadata)
         if pending_bytes_max < 1:
@@ -76,6 +77,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         self._stream = stream
         self._pending_bytes_max = pending_bytes_max
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
+        self.batch_bytes_max = BATCH_BYTES_MAX
         self._pending_bytes = 0
         self._groups: dict[str, Group] = {}
         self._full: deque[Group] = deque()
@@ -246,18 +248,18 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
             group = self._groups.get(subject)
             if group is not None and group.payloads:
                 other_form = (group.headers is not None) != with_headers
-                if other_form or group.used + size > BATCH_BYTES_MAX:
+                if other_form or group.used + size > self.batch_bytes_max:
                     self._close_group(subject)
                     self._wake.set()
                     await asyncio.sleep(0)  # the writer's turn: a busy publisher must not starve it
                     continue
             if group is None:
                 check_subject(subject)
-                grant = max(size, GRANT_BYTES_LEAST)
+                grant = max(size, min(GRANT_BYTES_LEAST, self.batch_bytes_max))
             elif size <= group.left:
                 return group
             else:
-                grant = max(min(group.granted, BATCH_BYTES_MAX - group.granted), size)
+                grant = max(min(group.granted, self.batch_bytes_max - group.granted), size)
             if self._pending_bytes and self._pending_bytes + grant > self._pending_bytes_max:
                 await self._wait_for_room(grant)
                 continue
@@ -335,6 +337,7 @@ class Publisher(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.Publis
         self._unreached = None
         self._credit = opened.credit if opened.HasField("credit") else None
         self._payload_bytes_max = opened.limits.payload_bytes_max or PAYLOAD_BYTES_MAX
+        self.batch_bytes_max = min(BATCH_BYTES_MAX, self._payload_bytes_max)
         self._publish_id = self._messages_sent = self._bytes_sent = 0
 
     def _outgoing(self) -> Iterator[event_pb2.PublishStreamRequest]:

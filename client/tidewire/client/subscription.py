@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tidewire.client.message import Message, MessageBatch
+from tidewire.client.polled_events import event_stub
 from tidewire.client.session import PRIORITY_EVENTS, Session, log, notify
 from tidewire.client.settling import Settlements
 from tidewire.client.stream import END_TIMEOUT_S, ReopeningStream
 from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError
 from tidewire.v1 import common_pb2, event_pb2
-from tidewire.v1.event_pb2_grpc import EventServiceStub
 from tidewire.wire.batch import PAYLOAD_BYTES_MAX
 
 Handler = Callable[[Message], Any]
@@ -88,7 +88,7 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         window_bytes: int = WINDOW_BYTES,
         auto_ack: bool = True,
     ) -> None:
-        stub = EventServiceStub(session.channel)
+        stub = event_stub(session)
         super().__init__(session, "a subscription", stub.Subscribe, PRIORITY_EVENTS)
         self.lost = 0
         self.received = 0

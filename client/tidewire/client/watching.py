@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from tidewire.client.entries import ChangeKind, StateEvent, read_change, read_entry
+from tidewire.client.polled_state import state_stub
 from tidewire.client.pull import PullStream
 from tidewire.client.session import PRIORITY_DEFAULT, Session, log
 from tidewire.errors import RevisionCompacted, TidewireError
 from tidewire.v1 import state_pb2
-from tidewire.v1.state_pb2_grpc import StateServiceStub
 
 
 class Watch(PullStream[StateEvent]):
@@ -20,7 +20,7 @@ class Watch(PullStream[StateEvent]):
     """
 
     def __init__(self, session: Session, request: state_pb2.WatchRequest) -> None:
-        stub = StateServiceStub(session.channel)
+        stub = state_stub(session)
         super().__init__(session, "a watch", stub.Watch, PRIORITY_DEFAULT)
         self._stub = stub
         self._first = request
