@@ -105,8 +105,10 @@ class SessionEvents(Protocol):
 class QuicSession(Protocol):
     """One connection. Not for two tasks at once."""
 
-    retransmitted: int
-    """Datagrams that were lost and whose content was sent again."""
+    @property
+    def retransmitted(self) -> int:
+        """Datagrams that were lost and whose content was sent again."""
+        ...
 
     @property
     def unsent_bytes(self) -> int:
@@ -126,6 +128,11 @@ class QuicSession(Protocol):
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
         """The peer's verified certificate, then its intermediates; empty when it has none."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether its end is said by either side; ``deliver`` tells."""
         ...
 
     @property

@@ -2,8 +2,8 @@
 How long may datagrams be? Probes a path for the sizes that exist, upwards, as RFC 8899 says.
 
 A connection begins with what every path takes. A probe that arrives raises the size; one that is
-lost twice ends the search for ten minutes. When nothing arrives any more the path may have become
-narrower: back to the least.
+lost twice ends the search for ten minutes. When long datagrams are lost and none arrives any more
+the path has become narrower: back to the least.
 """
 
 from typing import Final
@@ -15,8 +15,11 @@ SIZES: Final = (1_452, 8_952, DATAGRAM_BYTES_MAX)
 ATTEMPTS_MAX: Final = 2
 RAISE_S: Final = 600.0
 """Wait before a size that did not pass is tried again."""
-STUCK_PROBES: Final = 3
-"""Probes of the recovery that went unanswered before the path is taken to have become narrower."""
+NARROW_S: Final = 30.0
+"""Wait before longer datagrams are tried again on a path that seemed to have become narrower."""
+NARROW_LOSSES: Final = 3
+NARROW_TIMEOUTS: Final = 4.0
+"""So many long datagrams lost and none arrived for so many probe timeouts: it is narrower."""
 FOREVER: Final = float("inf")
 
 
@@ -29,6 +32,8 @@ class PathProbe:
         self._attempts = 0
         self._sent_s = 0.0
         self._outstanding = 0
+        self._passed_s = 0.0
+        self._lost = 0
         self.next_s = 0.0
         """When the next probe is due."""
 
@@ -75,13 +80,26 @@ class PathProbe:
         self.answered(size, arrived=False)
         return True
 
-    def stuck(self, unanswered: int) -> bool:
-        """Whether so many unanswered probes of the recovery mean that the path is narrower now."""
-        return unanswered >= STUCK_PROBES
+    def passed(self, now_s: float) -> None:
+        """A long datagram has arrived."""
+        self._passed_s = now_s
+        self._lost = 0
 
-    def shrink(self, now_s: float) -> None:
-        """Begin anew from the least, later."""
-        self._step = 0
-        self._attempts = 0
-        self._outstanding = 0
-        self.next_s = now_s + RAISE_S
+    def lost(self, count: int, now_s: float, timeout_s: float) -> bool:
+        """
+        Take the news that long datagrams were lost.
+
+        Args:
+            count: How many.
+            now_s: The time.
+            timeout_s: Probe timeout of the recovery.
+
+        Returns:
+            Whether the path has become narrower: then short ones are to be sent from now on.
+        """
+        self._lost += count
+        if self._lost < NARROW_LOSSES or now_s - self._passed_s < NARROW_TIMEOUTS * timeout_s:
+            return False
+        self._step = self._attempts = self._lost = self._outstanding = 0
+        self.next_s = now_s + NARROW_S
+        return True

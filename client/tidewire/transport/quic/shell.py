@@ -244,7 +244,10 @@ class QuicShell:
             if link.closed:
                 self._close(link)
                 return
-        self._arm()
+        if session.over:
+            session.deliver(self)
+        else:
+            self._arm()
 
     def _transmit(self, datagrams: list[tuple[bytes, Address]]) -> None:
         counters = self._counters

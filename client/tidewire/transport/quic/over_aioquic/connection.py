@@ -1,6 +1,6 @@
 """A connection of aioquic with our handshake, windows, tokens and path probing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from aioquic import tls
@@ -21,6 +21,7 @@ from aioquic.quic.packet_builder import (
     QuicDeliveryState,
     QuicPacketBuilder,
     QuicPacketBuilderStop,
+    QuicSentPacket,
 )
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -82,11 +83,36 @@ class AioquicConnection(QuicConnection):
         quiet: Any = _Silent()
         self._logger = quiet
         self._loss._pacer = _Pacer(self._is_idle, max_datagram_size=DATAGRAM_BYTES_LEAST)
+        self.retransmitted = 0
+        self._watch_losses()
         for limit, most in (
             (self._local_max_streams_bidi, settings.streams_max),
             (self._local_max_streams_uni, UNIDIRECTIONAL_MAX),
         ):
             limit.value = limit.sent = most
+
+    def _watch_losses(self) -> None:
+        """Hear of each packet that arrived or was lost: by their sizes the path is judged."""
+        recovery, controller = self._loss, self._loss._cc
+        lose, acknowledge = recovery._on_packets_lost, controller.on_packet_acked
+        probe = self.probe
+
+        def on_lost(*, now: float, packets: Iterable[QuicSentPacket], **more: Any) -> None:
+            lost = tuple(packets)
+            self.retransmitted += len(lost)
+            lose(now=now, packets=lost, **more)
+            if lost and self._max_datagram_size > DATAGRAM_BYTES_LEAST:
+                long = sum(packet.sent_bytes > DATAGRAM_BYTES_LEAST for packet in lost)
+                if probe.lost(long, now, recovery.get_probe_timeout()):
+                    self.use_datagrams(DATAGRAM_BYTES_LEAST)
+
+        def on_acknowledged(*, now: float, packet: QuicSentPacket) -> None:
+            acknowledge(now=now, packet=packet)
+            if packet.sent_bytes > DATAGRAM_BYTES_LEAST:
+                probe.passed(now)
+
+        recovery._on_packets_lost = on_lost  # type: ignore[method-assign]
+        controller.on_packet_acked = on_acknowledged  # type: ignore[method-assign]
 
     def _is_idle(self) -> bool:
         """Whether one more packet would have nothing to carry."""
@@ -218,7 +244,10 @@ class AioquicConnection(QuicConnection):
     def may_probe(self) -> bool:
         """Whether there are sizes to try, and a path that is known to be the peer's."""
         return (
-            self.probe.waiting and self._handshake_confirmed and self._network_paths[0].is_validated
+            self.probe.waiting
+            and self._handshake_confirmed
+            and self._network_paths[0].is_validated
+            and self._state is QuicConnectionState.CONNECTED
         )
 
     def write_probe(self, now: float) -> list[tuple[bytes, Address]]:
@@ -267,12 +296,3 @@ class AioquicConnection(QuicConnection):
         controller._max_datagram_size = size
         least = min(10 * size, max(14_720, 2 * size))
         loss._cc.congestion_window = max(loss._cc.congestion_window, least)
-
-    def handle_timer(self, now: float) -> None:
-        """Do what is due; a path that takes nothing long any more gets short datagrams."""
-        super().handle_timer(now=now)
-        if self._max_datagram_size > DATAGRAM_BYTES_LEAST and self.probe.stuck(
-            self._loss._pto_count
-        ):
-            self.probe.shrink(now)
-            self.use_datagrams(DATAGRAM_BYTES_LEAST)

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from aioquic import tls
 from aioquic.quic import events
+from aioquic.quic.connection import QuicConnectionState
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.stream import QuicStream
 from cryptography import x509
@@ -26,6 +27,8 @@ CRYPTO_ERROR: Final = int(QuicErrorCode.CRYPTO_ERROR)
 ALERTS: Final = 0x100
 RESET_REASON: Final = "the server does not know this connection any more"
 
+_OVER: Final = frozenset({QuicConnectionState.CLOSING, QuicConnectionState.DRAINING})
+
 
 class AioquicSession:
     """A ``QuicSession``."""
@@ -35,15 +38,11 @@ class AioquicSession:
         self._written = 0
         self._closing = False
         self._ended = False
-        self.retransmitted = 0
-        recover = quic._loss._on_packets_lost
 
-        def count(*, packets: Any, **more: Any) -> None:
-            lost = tuple(packets)
-            self.retransmitted += len(lost)
-            recover(packets=lost, **more)
-
-        quic._loss._on_packets_lost = count  # type: ignore[method-assign]
+    @property
+    def retransmitted(self) -> int:
+        """See ``QuicSession``."""
+        return self._quic.retransmitted
 
     @property
     def identifiers(self) -> Sequence[bytes]:
@@ -64,6 +63,11 @@ class AioquicSession:
         """See ``QuicSession``."""
         chain: tuple[x509.Certificate, ...] = self._quic.tls.verified
         return chain
+
+    @property
+    def over(self) -> bool:
+        """See ``QuicSession``."""
+        return self._quic._state in _OVER
 
     @property
     def admitted(self) -> bool:
@@ -115,9 +119,15 @@ class AioquicSession:
                 to.on_connection_id(event.connection_id, issued=False)
             elif isinstance(event, events.HandshakeCompleted):
                 self._complete(event, to)
-            elif isinstance(event, events.ConnectionTerminated) and not self._ended:
-                self._ended = True
-                to.on_ended(_ended(event, by_peer=not self._closing))
+            elif isinstance(event, events.ConnectionTerminated):
+                self._end(event, to)
+        if self.over and self._quic._close_event is not None:
+            self._end(self._quic._close_event, to)  # aioquic would tell when it has drained
+
+    def _end(self, event: events.ConnectionTerminated, to: SessionEvents) -> None:
+        if not self._ended:
+            self._ended = True
+            to.on_ended(_ended(event, by_peer=not self._closing))
 
     def _complete(self, event: events.HandshakeCompleted, to: SessionEvents) -> None:
         context = self._quic.tls
@@ -158,8 +168,8 @@ class AioquicSession:
     def datagrams(self, now_s: float) -> list[tuple[bytes, Address]]:
         """See ``QuicSession``."""
         quic = self._quic
-        if not quic._network_paths:
-            return []
+        if not quic._spaces:
+            return []  # nothing that can be read has come
         space = quic._spaces.get(tls.Epoch.ONE_RTT)
         if space is not None and space.ack_at is not None and self.unsent_bytes:
             # What is sent anyhow carries the acknowledgement, which else is a datagram of its own.
@@ -171,6 +181,8 @@ class AioquicSession:
 
     def wake_s(self) -> float:
         """See ``QuicSession``."""
+        if not self._quic._spaces:
+            return FOREVER
         due: float | None = self._quic.get_timer()
         due_s = FOREVER if due is None else due
         return min(due_s, self._quic.probe.next_s) if self._quic.may_probe else due_s

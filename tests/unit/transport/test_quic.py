@@ -1,0 +1,490 @@
+"""What only quic:// has: tickets, tokens, clients that move, streams that do not wait."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from support.authority import Authority
+from support.echo.v1 import echo_pb2, echo_pb2_grpc
+from support.echo_service import EchoService
+from support.echoing import serving_echo
+from support.impairment import Impairment, ImpairmentProxy, impaired
+from tidewire.errors import TlsFailed
+from tidewire.transport import RawServer, TlsConfig, TransportOptions, channel
+from tidewire.transport.quic import tokens
+from tidewire.transport.quic.backend import DATAGRAM_BYTES_LEAST, DATAGRAM_BYTES_MAX
+from tidewire.transport.quic.over_aioquic.handshake import Handshaking
+from tidewire.transport.quic.shell import QuicShell
+from tidewire.transport.quic.tokens import Bounded, Memory
+from tidewire.wire.limits import KIB, WireLimits
+
+LIMIT_S = 10.0
+FAST = TransportOptions(connect_timeout_s=2.0, backoff_first_s=0.05)
+WIDE = 65_507
+
+
+@dataclass
+class Quic:
+    """A server over QUIC, and what its clients need."""
+
+    url: str
+    server: RawServer
+    service: EchoService
+    authority: Authority
+    tls: TlsConfig
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        return "127.0.0.1", int(self.url.rpartition(":")[2])
+
+    def shells(self) -> list[QuicShell]:
+        """Its connections."""
+        return [shell for shell in self.server._shells if isinstance(shell, QuicShell)]
+
+
+@asynccontextmanager
+async def serving(folder: Path, **options: Any) -> AsyncIterator[Quic]:
+    """Serve echo over QUIC with a certificate for 127.0.0.1."""
+    authority = Authority(folder)
+    server_tls = authority.config(authority.issue("server"))
+    client = authority.issue("client", common_name="alice", names=("alice.test",), addresses=())
+    async with serving_echo("quic", server_tls=server_tls, **options) as (url, server, service):
+        yield Quic(url, server, service, authority, authority.config(client))
+
+
+@pytest.fixture(autouse=True)
+def memories(monkeypatch: pytest.MonkeyPatch) -> Bounded[Memory]:
+    """Let each test's clients begin without memories."""
+    kept: Bounded[Memory] = Bounded(4)
+    monkeypatch.setattr(tokens, "_MEMORIES", kept)
+    return kept
+
+
+@pytest.fixture
+async def quic(tmp_path: Path) -> AsyncIterator[Quic]:
+    """A server over QUIC."""
+    async with serving(tmp_path) as served:
+        yield served
+
+
+@asynccontextmanager
+async def client(
+    served: Quic, between: ImpairmentProxy | None = None, **options: Any
+) -> AsyncIterator[tuple[Any, Any]]:
+    """Connect, by way of a proxy where there is one; give the channel and its stub."""
+    port = between.address[1] if between is not None else served.address[1]
+    tls = options.pop("tls", served.tls)
+    async with channel(f"quic://127.0.0.1:{port}", tls=tls, **{"options": FAST, **options}) as made:
+        yield made, echo_pb2_grpc.EchoServiceStub(made)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that has no event."""
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def say(stub: Any, text: str = "hello") -> str:
+    """Say something; return what came back."""
+    return str((await stub.Say(echo_pb2.SayRequest(text=text), timeout=LIMIT_S)).text)
+
+
+def shell_of(connected: Any) -> QuicShell:
+    """Return the shell of a channel's connection."""
+    shell = connected.link.protocol
+    assert isinstance(shell, QuicShell)
+    return shell
+
+
+# Tickets ------------------------------------------------------------------------------------------
+
+
+async def test_second_connection_resumes_with_early_hello(quic: Quic) -> None:
+    """
+    It needs no certificate exchange and no Retry, its HELLO comes with the first datagrams, and the
+    server knows who it is all the same. The first connection is the control.
+    """
+    seen = []
+    for _ in range(2):
+        async with client(quic) as (connected, stub):
+            answer = await stub.Say(echo_pb2.SayRequest(fault="who"), timeout=LIMIT_S)
+            assert "alice.test" in answer.text
+            shell = shell_of(connected)
+            await until(lambda shell=shell: shell.handshake is not None)  # type: ignore[misc]
+            assert shell.handshake is not None
+            await until(lambda: len(quic.shells()) == 1)  # the one before has gone
+            (there,) = quic.shells()
+            assert there.handshake is not None
+            seen.append(tuple(shell.handshake[1:]) + tuple(there.handshake[1:]))
+
+    assert [(False,) * 4, (True,) * 4] == seen
+    assert 1 == quic.server.counters.cookies_sent
+
+
+async def test_tickets_are_for_one_use(quic: Quic, memories: Bounded[Memory]) -> None:
+    """A ticket that was used is not taken again: its client shows its certificate, and gets in."""
+    async with client(quic) as (_, stub):
+        await say(stub)
+    (memory,) = memories._entries.values()
+    await until(lambda: memory.ticket is not None)
+    copy = memory.ticket
+    for resumed in (True, False):
+        memory.ticket = copy
+        async with client(quic) as (connected, stub):
+            assert "hello" == await say(stub)
+            done = shell_of(connected).handshake
+            assert done is not None
+            assert resumed == done.resumed == done.early
+
+
+async def test_tickets_are_bound_to_the_certificate(
+    quic: Quic, memories: Bounded[Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A session is not resumed when its client's certificate would not get in today: then the client
+    has to show one that does, and one that has none is refused. Ticket of the right client: control
+    above.
+    """
+    async with client(quic) as (_, stub):
+        await say(stub)
+    (memory,) = memories._entries.values()
+    await until(lambda: memory.ticket is not None)
+    (listener,) = quic.server._listeners
+    judge: Any = listener._judge  # type: ignore[attr-defined]
+    (kept,) = judge._sessions._entries
+    judge._sessions.put(kept, replace(judge._sessions.get(kept), chain=()))
+    ticket = memory.ticket
+    async with client(quic) as (connected, stub):
+        assert "hello" == await say(stub)
+        done = shell_of(connected).handshake
+        assert done is not None
+        assert not done.resumed
+
+    memory.ticket = ticket
+    monkeypatch.setattr(tokens, "memory_of", lambda *_: memory)
+    monkeypatch.setattr("tidewire.transport.quic.dial.memory_of", lambda *_: memory)
+    async with client(quic, tls=quic.authority.config(None)) as (_, stub):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await say(stub)
+    assert {"certificate_required": 1} == dict(quic.server.counters.handshake_failures)
+
+
+async def test_another_client_has_no_memory_of_this_one(quic: Quic) -> None:
+    """A client with other files begins with a whole handshake."""
+    async with client(quic) as (_, stub):
+        await say(stub)
+    other = quic.authority.config(quic.authority.issue("other", names=("other.test",)))
+    async with client(quic, tls=other) as (connected, stub):
+        answer = await stub.Say(echo_pb2.SayRequest(fault="who"), timeout=LIMIT_S)
+        done = shell_of(connected).handshake
+
+    assert "other.test" in answer.text
+    assert done is not None
+    assert not done.resumed
+
+
+async def test_nothing_but_hello_comes_early(quic: Quic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a call before the handshake is done is cut off; it is not served."""
+    async with client(quic) as (_, stub):
+        await say(stub)
+    flush = QuicShell.flush
+
+    def eager(shell: QuicShell) -> None:
+        if not shell.connection.is_server and shell.handshake is None:
+            shell.session.send(4, b"a call that does not wait", last=True)
+        flush(shell)
+
+    monkeypatch.setattr(QuicShell, "flush", eager)
+    async with client(quic) as (_, stub):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await say(stub)
+    assert quic.server.counters.refusals["early_data"] >= 1
+    assert ["hello"] == quic.service.order
+
+
+# Who gets in --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weak", ["accepts nobody's", "asks for none"])
+async def test_a_listener_that_lets_strangers_in_does_not_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weak: str
+) -> None:
+    """The self-test finds it at the start; with the handshake as it is the listener starts."""
+    authority = Authority(tmp_path)
+    tls = authority.config(authority.issue("server"))
+    if weak == "accepts nobody's":
+
+        def accept(self: Any, input_buf: Any) -> None:
+            super(Handshaking, self)._server_handle_certificate(input_buf)
+            self.judged = True
+
+        monkeypatch.setattr(Handshaking, "_server_handle_certificate", accept)
+    else:
+        monkeypatch.setattr(
+            Handshaking,
+            "_request_client_certificate",
+            property(lambda _: False, lambda *_: None),
+            raising=False,
+        )
+    server = RawServer()
+    with pytest.raises(TlsFailed, match="self-test"):
+        server.listen("quic://127.0.0.1:0", tls=tls)
+    monkeypatch.undo()
+    assert server.listen("quic://127.0.0.1:0", tls=tls).url.port
+    await server.stop(None)
+
+
+async def test_nobody_gets_in_unjudged(
+    quic: Quic, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Should aioquic not call what judges the certificate any more, no stream is looked at."""
+    monkeypatch.delattr(Handshaking, "_server_handle_certificate")
+    async with client(quic) as (_, stub):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await say(stub)
+
+    assert [] == quic.service.order
+    assert "nobody judged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("who", "reason"),
+    [
+        ("nobody", "certificate_required"),
+        ("stranger", "unknown_ca"),
+        ("expired", "certificate_expired"),
+    ],
+)
+async def test_refusals_are_counted_by_reason(
+    quic: Quic, tmp_path: Path, who: str, reason: str
+) -> None:
+    """A client without a certificate, of a stranger, or expired: refused, and said why."""
+    issued = None
+    if who == "stranger":
+        issued = Authority(tmp_path, "rogue").issue("rogue")
+    elif who == "expired":
+        issued = quic.authority.issue("old", expired=True)
+    async with client(quic, tls=quic.authority.config(issued)) as (_, stub):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await say(stub)
+
+    assert grpc.StatusCode.UNAVAILABLE == caught.value.code()
+    assert reason in (caught.value.details() or "")
+    assert {reason: 1} == dict(quic.server.counters.handshake_failures)
+    assert 0 == quic.server.counters.connections_opened
+    assert [] == quic.service.order
+
+
+async def test_without_required_certificates(tmp_path: Path) -> None:
+    """A server that requires none takes a client without one, which then has no identity."""
+    authority = Authority(tmp_path)
+    tls = replace(authority.config(authority.issue("server")), require_client_certificate=False)
+    async with (
+        serving_echo("quic", server_tls=tls) as (url, _, _),
+        channel(url, tls=authority.config(None), options=FAST) as connected,
+    ):
+        stub = echo_pb2_grpc.EchoServiceStub(connected)
+        answer = await stub.Say(echo_pb2.SayRequest(fault="who"), timeout=LIMIT_S)
+
+    assert "identities=[]" in answer.text
+
+
+# Paths --------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_moves_goes_on(quic: Quic) -> None:
+    """A stream and the calls after it go on when the client's address changes; one connection."""
+    async with (
+        impaired(quic.address) as between,
+        client(quic, between) as (_, stub),
+    ):
+        stream = stub.Converse(timeout=LIMIT_S)
+        for number in range(6):
+            await stream.write(echo_pb2.ConverseRequest(text=str(number)))
+            assert str(number) == (await stream.read()).text
+            (shell,) = quic.shells()
+            before = shell.session.address
+            between.change_address()
+            assert "hello" == await say(stub)
+            assert before != shell.session.address
+        await stream.done_writing()
+
+    assert 1 == quic.server.counters.connections_opened
+
+
+async def test_datagrams_grow_with_the_path(quic: Quic) -> None:
+    """On loopback both sides find the longest there is."""
+    async with client(quic) as (connected, stub):
+        await say(stub)
+        shells = [shell_of(connected), *quic.shells()]
+        await until(lambda: {s.session.datagram_bytes for s in shells} == {DATAGRAM_BYTES_MAX})
+
+
+async def test_a_path_that_is_narrow(quic: Quic) -> None:
+    """Where long datagrams vanish, short ones carry a long message both ways."""
+    narrow = Impairment(mtu_bytes=DATAGRAM_BYTES_LEAST + 50)
+    async with (
+        impaired(quic.address, up=narrow) as between,
+        client(quic, between) as (connected, stub),
+    ):
+        body = bytes(300 * KIB)
+        answer = await stub.Say(echo_pb2.SayRequest(body=body), timeout=LIMIT_S)
+
+        assert body == answer.body
+        assert between.sent_up.too_long
+        assert DATAGRAM_BYTES_LEAST == shell_of(connected).session.datagram_bytes
+
+
+async def test_a_path_that_becomes_narrow(quic: Quic) -> None:
+    """A connection with long datagrams goes on with short ones when long ones vanish."""
+    async with (
+        impaired(quic.address) as between,
+        client(quic, between) as (connected, stub),
+    ):
+        await say(stub)
+        shells = [shell_of(connected), *quic.shells()]
+        await until(lambda: {s.session.datagram_bytes for s in shells} == {DATAGRAM_BYTES_MAX})
+        between.up = between.down = Impairment(mtu_bytes=DATAGRAM_BYTES_LEAST + 50)
+        body = bytes(100 * KIB)
+        answer = await stub.Say(echo_pb2.SayRequest(body=body), timeout=LIMIT_S)
+
+        assert body == answer.body
+        assert DATAGRAM_BYTES_LEAST == shells[0].session.datagram_bytes
+    assert 1 == quic.server.counters.connections_opened
+
+
+@pytest.mark.parametrize("loss", [0.01, 0.05, 0.2])
+async def test_calls_under_loss(quic: Quic, loss: float) -> None:
+    """Calls and a stream are whole where datagrams are lost, doubled and out of order."""
+    bad = Impairment(
+        loss=loss, duplication=0.05, reordering=0.1, reordering_s=0.005, mtu_bytes=1_300
+    )
+    async with (
+        impaired(quic.address, up=bad, seed=7) as between,
+        client(quic, between, options=replace(FAST, connect_timeout_s=LIMIT_S)) as (_, stub),
+    ):
+        texts = [str(number) for number in range(100)]
+        answers = await asyncio.gather(*(say(stub, text) for text in texts))
+        repeat = echo_pb2.RepeatRequest(text="r", count=50, body_bytes=2_000)
+        got = [one.index async for one in stub.Repeat(repeat, timeout=LIMIT_S)]
+
+    assert texts == answers
+    assert list(range(50)) == got
+    assert between.sent_down.lost or loss < 0.05
+
+
+async def test_a_lost_datagram_delays_its_own_call_only(quic: Quic) -> None:
+    """
+    A datagram of one answer is lost, and has to be sent again: a call made after that is answered
+    before. The control is a message behind it on the same stream, which has to wait.
+    """
+    far = Impairment(delay_s=0.05)
+    async with (
+        impaired(quic.address, up=far) as between,
+        client(quic, between) as (_, stub),
+    ):
+        stream = stub.Converse(timeout=LIMIT_S)
+        for _ in range(3):  # until the round trip is known
+            await stream.write(echo_pb2.ConverseRequest(text="open"))
+            await stream.read()
+        between.down = replace(far, mtu_bytes=600)
+        lost = between.sent_down.too_long
+        held = asyncio.ensure_future(stream.read())
+        await stream.write(echo_pb2.ConverseRequest(text="x" * 1_000))
+        await until(lambda: between.sent_down.too_long > lost)
+        between.down = far
+        await stream.write(echo_pb2.ConverseRequest(text="behind"))
+
+        assert "hello" == await say(stub)
+        assert not held.done()
+        assert 1_000 == len((await held).text)
+        assert "behind" == (await stream.read()).text
+
+
+async def test_a_server_that_vanishes_is_noticed(quic: Quic) -> None:
+    """A call ends with UNAVAILABLE within the keepalive bound when nothing arrives any more."""
+    limits = WireLimits(keepalive_s=0.3, ping_timeout_s=0.3)
+    async with (
+        impaired(quic.address) as between,
+        client(quic, between, options=replace(FAST, limits=limits)) as (_, stub),
+    ):
+        call = stub.Say(echo_pb2.SayRequest(fault="sleep"))
+        await quic.service.started.wait()
+        between.up = between.down = Impairment(loss=1.0)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(call, LIMIT_S)
+
+        assert grpc.StatusCode.UNAVAILABLE == caught.value.code()
+
+
+async def test_a_restarted_server_resets_what_it_does_not_know(tmp_path: Path) -> None:
+    """
+    A client of the server before learns at once, not after a keepalive, that its connection is
+    gone; the next call has a new one.
+    """
+    authority = Authority(tmp_path)
+    server_tls = authority.config(authority.issue("server"))
+    tls = authority.config(authority.issue("client"))
+    servers: list[RawServer] = []
+
+    async def start(port: int) -> int:
+        server = RawServer()
+        echo_pb2_grpc.add_EchoServiceServicer_to_server(EchoService(), server)
+        picked = server.add_listener(f"quic://127.0.0.1:{port}", tls=server_tls)
+        await server.start()
+        servers.append(server)
+        return picked
+
+    port = await start(0)
+    async with channel(f"quic://127.0.0.1:{port}", tls=tls, options=FAST) as connected:
+        stub = echo_pb2_grpc.EchoServiceStub(connected)
+        assert "hello" == await say(stub)
+        (listener,) = servers[0]._listeners
+        for shell in list(servers[0]._shells):
+            assert isinstance(shell, QuicShell)
+            shell._send = lambda _: None  # as after kill -9: it says nothing any more
+            shell.abort()
+        listener.close()
+        socket = listener._sock  # type: ignore[attr-defined]
+        await until(lambda: socket.fileno() < 0)
+        await start(port)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(say(stub), LIMIT_S / 2)
+
+        assert "does not know this connection" in (caught.value.details() or "")
+        assert "hello" == await say(stub)
+    for server in servers:
+        await server.stop(None)
+
+
+async def test_nobody_listens(quic: Quic) -> None:
+    """A port where nobody listens is known at once, as is a server that is gone."""
+    await quic.server.stop(None)
+    async with client(quic, options=replace(FAST, connect_timeout_s=60.0)) as (_, stub):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(say(stub), LIMIT_S)
+
+    assert grpc.StatusCode.UNAVAILABLE == caught.value.code()
+
+
+async def test_draining_serves_what_is_on_its_way(quic: Quic) -> None:
+    """Calls in flight are answered after GOAWAY; the client then has nothing left there."""
+    async with client(quic) as (_, stub):
+        call = stub.Say(echo_pb2.SayRequest(fault="sleep"), timeout=LIMIT_S)
+        await quic.service.started.wait()
+        stopping = asyncio.ensure_future(quic.server.stop(LIMIT_S))
+        await asyncio.sleep(0)
+        quic.service.release.set()
+
+        assert "released" == (await call).text
+        await asyncio.wait_for(stopping, LIMIT_S)
+    assert 0 == quic.server.counters.connections_active
