@@ -37,6 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and lacking:
             allowed = tuple(kind for ability in lacking for kind in REASONS[ability])
             item.obj = refused(item.obj, allowed)
+            item.user_properties.append(("refused", True))
 
 
 def needed(item: pytest.Item) -> set[str]:
