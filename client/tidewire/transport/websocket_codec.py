@@ -37,22 +37,18 @@ class Cork:
     """
     The transport picows writes to: keeps it for the shell.
 
-    It says that bytes wait already, so that picows does not go to the socket by itself.
+    It says that bytes wait already, so that picows does not go to the socket by itself. What picows
+    calls for every message is a method of C.
     """
 
     def __init__(self, transport: asyncio.Transport, closed: Callable[[], None]) -> None:
         self.out: list[bytes | bytearray | memoryview] = []
+        """What was written; emptied and never replaced."""
+        self.write = self.out.append
+        self.get_write_buffer_size = (1).__int__
         self.get_extra_info = transport.get_extra_info
         self.close = closed
         self.abort = transport.abort
-
-    def get_write_buffer_size(self) -> int:
-        """Something, always."""
-        return 1
-
-    def write(self, data: bytes | bytearray) -> None:
-        """Keep it; picows does not touch it again."""
-        self.out.append(data)
 
     def writelines(self, parts: list[memoryview | bytes]) -> None:
         """Keep a header, whose memory picows uses again, and a body."""
@@ -69,6 +65,8 @@ class Inbox(WSListener):
     def __init__(self, message_bytes_max: int) -> None:
         self.message_bytes_max = message_bytes_max
         self.connected = False
+        self.special = False
+        """There was something else than whole messages: one of those below is set."""
         self.messages: list[bytes] = []
         self.pings: bytes | None = None
         self.closed: str | None = None
@@ -85,16 +83,14 @@ class Inbox(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Keep one frame of the peer."""
-        if self.violation is not None:
-            return
         self.tail_bytes = frame.tail_size
+        kind = frame.msg_type
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self._refuse(WSCloseCode.PROTOCOL_ERROR, "no extension was agreed, nor compression")
-            return
-        kind = frame.msg_type
-        if kind == BINARY and frame.fin and self.parts is None:
+        elif kind == BINARY and frame.fin and not self.special:
             self._keep(frame.get_payload_as_bytes())
-        else:
+        elif self.violation is None:
+            self.special = True
             self._take_other(kind, frame)
 
     def _keep(self, message: bytes) -> None:
@@ -133,8 +129,14 @@ class Inbox(WSListener):
             whole, self.parts = bytes(self.parts), None
             self._keep(whole)
 
+    def settled(self) -> None:
+        """What was special is dealt with."""
+        self.special = self.parts is not None or self.violation is not None
+
     def _refuse(self, code: WSCloseCode, text: str) -> None:
-        self.violation = (code, text)
+        self.special = True
+        if self.violation is None:
+            self.violation = (code, text)
 
 
 def make_codec(

@@ -67,14 +67,9 @@ class WebSocketProtocol(WireProtocol[ConnectionT]):
             message_bytes_max=self._inbox.message_bytes_max,
         )
         self._codec.connection_made(self._cork)
+        # Reads go to picows' own buffer from here on, without a call of ours in between.
+        self.get_buffer = self._codec.get_buffer  # type: ignore[method-assign]
         self._uncork()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
-        if self._codec is None or self._deaf_for_ever:
-            return self._scratch
-        buffer: memoryview = self._codec.get_buffer(sizehint)
-        return buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the peer sent, out of the buffer."""
@@ -97,6 +92,12 @@ class WebSocketProtocol(WireProtocol[ConnectionT]):
             self.take(data)
         else:
             self._counters.bytes_in += nbytes
+        if inbox.tail_bytes or inbox.special or self._frame_begun_s is not None:
+            self._take_unusual()
+
+    def _take_unusual(self) -> None:
+        """See to what is neither a whole message nor the end of one."""
+        inbox = self._inbox
         if inbox.tail_bytes or inbox.parts is not None:
             self._watch_frame()
         else:
@@ -105,6 +106,7 @@ class WebSocketProtocol(WireProtocol[ConnectionT]):
             self._pong()
         if inbox.violation is not None or inbox.closed is not None:
             self._obey()
+        inbox.settled()
 
     def _begin(self) -> None:
         self._begun = True
@@ -175,14 +177,17 @@ class WebSocketProtocol(WireProtocol[ConnectionT]):
 
     def _write(self, pieces: list[bytes | memoryview]) -> None:
         send = self._codec.transport.send
-        for frame in whole_frames(pieces):
-            send(BINARY, frame)
+        if len(pieces) == 1:
+            send(BINARY, pieces[0])
+        else:
+            for frame in whole_frames(pieces):
+                send(BINARY, frame)
         self._uncork()
 
     def _uncork(self) -> None:
         out = self._cork.out
-        self._cork.out = []
-        if self.transport.is_closing() or not out:
+        if not out or self.transport.is_closing():
+            out.clear()
             return
         size = sum(map(len, out))
         self._counters.bytes_out += size
@@ -190,6 +195,7 @@ class WebSocketProtocol(WireProtocol[ConnectionT]):
             self.transport.write(b"".join(out) if len(out) > 1 else out[0])
         else:
             self.transport.writelines(out)
+        out.clear()
 
     def _end(self) -> None:
         """Say CLOSE, then close as any stream."""
