@@ -108,8 +108,13 @@ class DatagramClientLink(ClientLink):
         """
         unary = isinstance(call, UnaryCore) and not isinstance(call, WriterCore)
         if not unary:
-            self._lossy(call)
             call.credit = _UNLIMITED
+            if message is not None:
+                self._lossy(call)
+            else:
+                # Told in a moment, or by the first write: who opens a stream and writes at once
+                # hears the reason then, and not just that the call is over.
+                self.channel.loop.call_soon(self._judge_stream, call)
         call.connection = self
         self.last_call_id += 1
         if unary and ONEWAY_MARK in call.head:
@@ -126,6 +131,12 @@ class DatagramClientLink(ClientLink):
             # For a channel that moves the call elsewhere before it was sent.
             call.first, call.open_flags = message, END
         self.calls[call.call_id] = call
+
+    def _judge_stream(self, call: ClientCall) -> None:
+        try:
+            self._lossy(call)
+        except WireUnsuitable as error:
+            self.cancel(call, Ending.of(error))
 
     def _lossy(self, call: ClientCall) -> LossyMethod:
         method = decode_head(call.head).method
