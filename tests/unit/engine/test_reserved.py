@@ -8,7 +8,8 @@ from typing import Any
 import apsw
 import pytest
 
-from tidewire_server.engine.embedded.reserved import NAME, STEP_MAX, STEP_MIN, Reserved
+from tidewire_server.engine.embedded import reserved as module
+from tidewire_server.engine.embedded.reserved import NAME, STEP_MAX, STEP_MIN, LogPlace, Reserved
 
 
 def test_what_is_given_is_reserved_before(tmp_path: Path) -> None:
@@ -42,8 +43,10 @@ def test_a_write_that_is_cut_leaves_the_one_before(tmp_path: Path) -> None:
         reserved.cover([(1, first + 1)])
         reserved.close()
         data = bytearray((directory / NAME).read_bytes())
-        half = len(data) // 2
-        newest = max((0, half), key=lambda at: int.from_bytes(data[at + 8 : at + 16], "little"))
+        newest = max(
+            (0, module._PLACE_BYTES),
+            key=lambda at: int.from_bytes(data[at + 8 : at + 16], "little"),
+        )
         data[newest + place] ^= 1
         (directory / NAME).write_bytes(data)
         assert first == Reserved(directory).mark(1)
@@ -81,3 +84,23 @@ def test_what_is_over_is_forgotten(tmp_path: Path) -> None:
     reserved.cover([(2, 10_000)])
     again = Reserved(tmp_path)
     assert (0, reserved.mark(2)) == (again.mark(1), again.mark(2))
+
+
+def test_what_was_noted_holds_for_one_run_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far the log was written is known until the machine is started anew, or not at all."""
+    place = LogPlace(1, 2**32 - 1, 7)
+    reserved = Reserved(tmp_path)
+    reserved.note_log(LogPlace(1, 2, 6))
+    reserved.note_log(place)
+    assert place == Reserved(tmp_path).log
+    for other in (b"another boot, it", bytes(16)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_boot_id", lambda other=other: other)
+            again = Reserved(tmp_path)
+            assert again.log is None
+    monkeypatch.setattr(module, "_boot_id", lambda: bytes(16))
+    unknown = Reserved(tmp_path)
+    unknown.note_log(place)
+    assert Reserved(tmp_path).log is None

@@ -17,6 +17,8 @@ from tidewire_server.engine.embedded import rows
 from tidewire_server.engine.embedded.connections import Connection
 from tidewire_server.engine.embedded.session import Session
 
+NUMBERS_SKIPPED = 2**20
+"""More epochs, and more revisions, than a log can have lost of one operator."""
 KEEP_DEFAULT = 3
 CHUNK_GRACE_SLACK = 0.1
 """A grace is longer by this part, so that asking again and again does not write each time."""
@@ -84,6 +86,21 @@ def acquire(session: Session, name: str, keep: int) -> tuple[int, checkpoint_pb2
     operator.save(session)
     _drop_old(session, operator)
     return operator.epoch, load(session.connection, name, 0, with_state=False)
+
+
+def skip_numbers(session: Session) -> None:
+    """
+    Let every operator go on with epochs and revisions that cannot have been given: a damaged log
+    has lost some. One whose first epoch was lost is not known and begins anew.
+    """
+    for row in list(rows.readable(session.execute("SELECT * FROM operators"))):
+        if rows.fits(row[-1], *row[:-1]):
+            known = Operator(*row[:5])
+            replace(
+                known,
+                epoch=known.epoch + NUMBERS_SKIPPED,
+                last_revision=known.last_revision + NUMBERS_SKIPPED,
+            ).save(session)
 
 
 def write(session: Session, item: CheckpointWrite) -> int:

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from tidewire_server.engine.embedded import quarantine, schema
+from tidewire_server.engine.embedded import checkpoints, quarantine, schema
 from tidewire_server.engine.embedded.facts import FOUND_NEVER
 from tidewire_server.engine.embedded.options import database_path
 from tidewire_server.engine.embedded.reserved import (
@@ -39,6 +39,7 @@ def skip_numbers(session: Session, reserved: Reserved) -> None:
     for name, key in FACTS.items():
         number = session.number(name)
         session.set_number(name, max(number, _mark(reserved, key, number)))
+    checkpoints.skip_numbers(session)
     for stream in session.streams.by_name.values():
         last = stream.last_sequence
         mark = min(max(last, _mark(reserved, stream.number, last)), schema.SEQUENCE_MAX)

@@ -69,13 +69,13 @@ def open_store(directory: Path, options: EngineOptions) -> Store:
 def _open(directory: Path, options: EngineOptions, lock: StoreLock) -> Store:
     with contextlib.ExitStack() as opened:
         try:
-            damage = _probe(directory, options)
+            reserved = Reserved(directory)
+            damage = _probe(directory, options, reserved)
             writer = open_writer(directory, options)
             opened.callback(writer.close)
             writer.damaged = frozenset(damage.tables)
             session = Session(writer, options)
             session.reload()
-            reserved = Reserved(directory)
             opened.callback(reserved.close)
             if damage.groups_lost:
                 put_log_aside(directory, session.number("epoch") + 1)
@@ -110,7 +110,7 @@ def _open(directory: Path, options: EngineOptions, lock: StoreLock) -> Store:
         return store
 
 
-def _probe(directory: Path, options: EngineOptions) -> Damage:
+def _probe(directory: Path, options: EngineOptions, reserved: Reserved) -> Damage:
     """Look through the store without changing it; refuse one whose own facts are damaged."""
     path = database_path(directory)
     beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
@@ -119,7 +119,7 @@ def _probe(directory: Path, options: EngineOptions) -> Damage:
     try:
         whole = has_all_tables(connection)
         damage = look_through(connection) if whole else Damage({"meta"})
-        damage.groups_lost = groups_lost(*beside)
+        damage.groups_lost = groups_lost(*beside, noted=reserved.log)
     finally:
         connection.close()
         for file in made:

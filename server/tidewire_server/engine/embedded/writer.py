@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import apsw
@@ -32,6 +33,7 @@ from tidewire_server.engine.embedded.faults import (
 )
 from tidewire_server.engine.embedded.files import Ballast
 from tidewire_server.engine.embedded.full_disk import FullDisk
+from tidewire_server.engine.embedded.log_damage import LogWatch
 from tidewire_server.engine.embedded.reserved import FENCING_TOKEN, STATE_REVISION, Reserved
 from tidewire_server.engine.embedded.session import Effects, Session
 from tidewire_server.engine.embedded.trimming import trim
@@ -134,6 +136,8 @@ class Writer:
         self._unflushed = False
         self._unflushing = False
         self._log_pages = 0
+        self._log_frames = 0
+        self._log = LogWatch(Path(session.connection.filename_wal), reserved)
         session.connection.set_wal_hook(self._count_log_pages)
         self._thread = threading.Thread(target=self._run, name="tidewire-writer", daemon=True)
 
@@ -204,7 +208,7 @@ class Writer:
         self._finish()
 
     def _count_log_pages(self, _connection: object, _name: str, pages: int) -> int:
-        self._log_pages = pages
+        self._log_pages = self._log_frames = pages
         return apsw.SQLITE_OK
 
     def _copy_log(self) -> None:
@@ -226,6 +230,7 @@ class Writer:
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         with contextlib.suppress(apsw.Error):
             connection.close(True)
+        self._log.close()
         self._reserved.close()
 
     def _take(self) -> tuple[list[Job[Any]], bool]:
@@ -358,6 +363,9 @@ class Writer:
         before = time.perf_counter()
         self._session.execute("COMMIT")
         spent = time.perf_counter() - before
+        if self._log_frames:
+            self._log.note(self._log_frames)
+            self._log_frames = 0
         self.counters.commit_s += spent
         self.counters.commit_s_max = max(self.counters.commit_s_max, spent)
 
