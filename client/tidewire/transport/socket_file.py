@@ -60,7 +60,7 @@ def check_path(path: str) -> Path:
     return Path(path)
 
 
-def bind_unix(text: str) -> tuple[socket.socket, SocketFile]:
+def bind_unix(text: str, backlog: int = BACKLOG) -> tuple[socket.socket, SocketFile]:
     """
     Return a listening socket at a path, which only this user can connect to.
 
@@ -82,7 +82,7 @@ def bind_unix(text: str) -> tuple[socket.socket, SocketFile]:
                 os.fchmod(sock.fileno(), MODE)
             sock.bind(text)
             path.chmod(MODE)  # before anybody can connect: it does not listen yet
-            sock.listen(BACKLOG)
+            sock.listen(backlog)
             return sock, SocketFile(path)
     except OSError as error:
         sock.close()

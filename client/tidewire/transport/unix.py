@@ -140,7 +140,7 @@ def unix_listener(server: "RawServer", url: WireUrl, tls: ServerTls | None) -> U
         InvalidArgument: The path cannot be listened on; see
             :func:`~tidewire.transport.socket_file.bind_unix`.
     """
-    sock, file = bind_unix(url.path)
+    sock, file = bind_unix(url.path, server.options.backlog)
     return UnixListener(
         sock,
         file,

@@ -196,6 +196,23 @@ class Wire(Section, frozen=True):
         30.0
     )
     ping_timeout_s: Annotated[float, time_s("time for the answer to a ping", least=0.01)] = 10.0
+    backlog: Annotated[
+        int, count("connections the kernel holds until they are accepted", most=65_535)
+    ] = 1_024
+    tcp_keepalive_s: Annotated[
+        int,
+        count("idle time before the kernel probes a TCP peer; 0 is never", least=0, most=32_767),
+    ] = 30
+    write_timeout_s: Annotated[
+        float,
+        time_s("time for a TCP peer's kernel to acknowledge what was sent; 0 is the kernel's"),
+    ] = 30.0
+    send_buffer_bytes: Annotated[
+        int, count("SO_SNDBUF of a connection; 0 is the kernel's", least=0, most=64 * MIB)
+    ] = 0
+    receive_buffer_bytes: Annotated[
+        int, count("SO_RCVBUF of a connection; 0 is the kernel's", least=0, most=64 * MIB)
+    ] = 0
 
     def to_wire(self) -> WireLimits:
         """The bounds as raw connections take them."""

@@ -1,6 +1,7 @@
 """What options of the wires and of TLS do."""
 
 import asyncio
+import socket
 import ssl
 import struct
 from pathlib import Path
@@ -241,3 +242,56 @@ async def test_browsers_are_not_asked_for_certificates(tmp_path: Path) -> None:
     assert {"tls": True, "wss": False} == {
         each.url.partition(":")[0]: each.client_certificate_required for each in info.listeners
     }
+
+
+STREAMS: Final = ("tcp", "tls", "ws", "unix")
+"""Wires whose connections are sockets of the kernel's streams."""
+SOCKETS: Final = {
+    "backlog": 77,
+    "tcp_keepalive_s": 17,
+    "write_timeout_s": 12.5,
+    "send_buffer_bytes": 40_000,
+    "receive_buffer_bytes": 50_000,
+}
+BACKLOG_AT: Final = 28
+"""Where ``TCP_INFO`` has the length of a listening socket's queue."""
+
+
+@proves(
+    "wire.backlog",
+    "wire.tcp_keepalive_s",
+    "wire.write_timeout_s",
+    "wire.send_buffer_bytes",
+    "wire.receive_buffer_bytes",
+)
+async def test_options_reach_the_sockets(tmp_path: Path) -> None:
+    """The kernel says so of each listener and accepted connection; control: it has its own."""
+    for options, is_set in ((SOCKETS, True), ({}, False)):
+        async with running(tmp_path / str(is_set), STREAMS, wire=options) as it:
+            for wire in STREAMS:
+                raw: Any = it.server.listeners.raw[wire]
+                async with tidewire.connect(it.url(wire), tls=it.tls(wire)):
+                    (link,) = raw._links.values()
+                    sock = link.protocol.transport.get_extra_info("socket")
+                    sizes = [
+                        sock.getsockopt(socket.SOL_SOCKET, name)
+                        for name in (socket.SO_SNDBUF, socket.SO_RCVBUF)
+                    ]
+                    # The kernel doubles them, for its own books.
+                    assert is_set == (sizes == [80_000, 100_000])
+                    if wire != "unix":
+                        assert _tcp_options(sock) == ((17, 12_500) if is_set else (30, 30_000))
+                        info = raw._listeners[0].sock.getsockopt(
+                            socket.IPPROTO_TCP, socket.TCP_INFO, 104
+                        )
+                        (backlog,) = struct.unpack_from("I", info, BACKLOG_AT)
+                        assert backlog == (77 if is_set else 1_024)
+
+
+def _tcp_options(sock: Any) -> tuple[int, int]:
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return (
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    )
