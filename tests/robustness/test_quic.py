@@ -308,7 +308,7 @@ async def speak(served: Served, said: list[tuple[int, bytes, bool]]) -> None:
                     stranger.send(data)
                 for data in stranger.answers():
                     session.receive(data, served.address, loop.time())
-                session.deliver(Deaf())  # type: ignore[arg-type]
+                session.deliver(Deaf())
                 if loop.time() >= session.wake_s():
                     session.handle_timer(loop.time())
                 await asyncio.sleep(0.002)

@@ -199,7 +199,8 @@ async def test_nothing_but_hello_comes_early(quic: Quic, monkeypatch: pytest.Mon
     flush = QuicShell.flush
 
     def eager(shell: QuicShell) -> None:
-        if not shell.connection.is_server and shell.handshake is None:
+        link = shell.connection
+        if link is not None and not link.is_server and shell.handshake is None:
             shell.session.send(4, b"a call that does not wait", last=True)
         flush(shell)
 
