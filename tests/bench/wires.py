@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,7 +85,7 @@ async def listening(wires: tuple[str, ...], tls: TlsConfig) -> AsyncIterator[dic
         for wire in wires:
             server: Any = grpc_server() if wire.startswith("grpc") else RawServer()
             servers.append(server)
-            echo_pb2_grpc.add_EchoServiceServicer_to_server(Echo(), server)
+            echo_pb2_grpc.add_EchoServiceServicer_to_server(Echo(), server)  # type: ignore[abstract]
             url = listen_url(wire, Path(folder))
             if wire == "grpc+unix":
                 bind_grpc(server, parse_url(url).path)
@@ -238,11 +239,11 @@ def measures(
             found["bulk", "iperf3"] = lambda: loop.run_in_executor(None, iperf_mb_per_s)
         found["bulk", "socket"] = lambda: loop.run_in_executor(None, plain_mb_per_s, sink, seconds)
     for wire, channel in channels.items():
-        stub = echo_pb2_grpc.EchoServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = echo_pb2_grpc.EchoServiceStub(channel)
         if "small" in kinds:
-            found["small", wire] = lambda stub=stub: small_us(stub)
+            found["small", wire] = partial(small_us, stub)
         if "bulk" in kinds and wire not in BULK_UNABLE:
-            found["bulk", wire] = lambda stub=stub: bulk_mb_per_s(stub, seconds)
+            found["bulk", wire] = partial(bulk_mb_per_s, stub, seconds)
     return found
 
 

@@ -40,6 +40,8 @@ cast("Any", grpc.HandlerCallDetails).register(HandlerCallDetails)
 class ServerLink(ServerConnection):
     """One connection of a raw server."""
 
+    __slots__ = ("identifier", "leaving", "loop", "peer", "prefix", "protocol", "server", "url")
+
     def __init__(
         self,
         server: "RawServer",
@@ -60,7 +62,7 @@ class ServerLink(ServerConnection):
         self.peer = protocol.peer()
         self.prefix: Metadata = ()
         """Metadata every call of the connection begins with: agent and token of HELLO."""
-        self.leaving: set[asyncio.Task[None]] = set()
+        self.leaving: set[asyncio.Task[None]] | None = None
         """Handlers that were cancelled and have not ended; running ones hang on their calls."""
 
     # News -------------------------------------------------------------------------------------
@@ -174,6 +176,8 @@ class ServerLink(ServerConnection):
     def leave(self, task: "asyncio.Task[None]") -> None:
         """Cancel a handler and hold it until it has ended."""
         if not task.done():
+            if self.leaving is None:
+                self.leaving = set()
             self.leaving.add(task)
             task.add_done_callback(self.leaving.discard)
             task.cancel()
@@ -181,7 +185,7 @@ class ServerLink(ServerConnection):
     def running(self) -> "list[asyncio.Task[None]]":
         """Return the handlers that have not ended."""
         calls = [call for call in self.calls.values() if isinstance(call, ServerCall)]
-        return [*self.leaving, *(call.task for call in calls if call.task is not None)]
+        return [*(self.leaving or ()), *(call.task for call in calls if call.task is not None)]
 
     async def _answer(self, call: ServerCall, handler: Any, request: bytes) -> None:
         """Serve the usual call, one request and one response, without detours."""

@@ -6,6 +6,7 @@ Metadata is a tuple of ``(key, value)``; values of keys that end in ``-bin`` are
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -85,6 +86,11 @@ class PeerLimits:
     keepalive_s: float = KEEPALIVE_S
 
 
+LIMITS_CACHED_MAX: Final = 64
+_peer_limits = lru_cache(maxsize=LIMITS_CACHED_MAX)(PeerLimits)
+"""Ten thousand peers with the same limits share one object."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """What one side says about itself."""
@@ -146,13 +152,13 @@ def decode_hello(body: bytes) -> Hello:
         node_id=parsed.node_id[:TEXT_BYTES_MAX],
         version_min=parsed.version_min,
         version_max=parsed.version_max,
-        limits=PeerLimits(
-            frame_bytes_max=frame_bytes_max,
-            message_bytes_max=limits.message_bytes_max or MESSAGE_BYTES_MAX,
-            call_credit_bytes=limits.call_credit_bytes or CALL_CREDIT_BYTES,
-            connection_credit_bytes=limits.connection_credit_bytes or CONNECTION_CREDIT_BYTES,
-            calls_max=limits.calls_max or CALLS_MAX,
-            keepalive_s=max(keepalive_s, KEEPALIVE_LEAST_S) if keepalive_s > 0 else KEEPALIVE_S,
+        limits=_peer_limits(
+            frame_bytes_max,
+            limits.message_bytes_max or MESSAGE_BYTES_MAX,
+            limits.call_credit_bytes or CALL_CREDIT_BYTES,
+            limits.connection_credit_bytes or CONNECTION_CREDIT_BYTES,
+            limits.calls_max or CALLS_MAX,
+            max(keepalive_s, KEEPALIVE_LEAST_S) if keepalive_s > 0 else KEEPALIVE_S,
         ),
     )
 

@@ -103,6 +103,8 @@ class ClientConnection(Connection):
     wait, and numbers must increase on the wire.
     """
 
+    __slots__ = ("unsent", "waiting")
+
     is_server: ClassVar[bool] = False
 
     def __init__(self, hello: Hello, limits: WireLimits, now_s: float) -> None:

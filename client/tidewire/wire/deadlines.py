@@ -27,6 +27,8 @@ class Deadlines(Generic[ExpiringT]):
     10 MiB of response, are not kept. Adding costs amortised O(log n).
     """
 
+    __slots__ = ("_compact_at", "_heap", "_order")
+
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, ref[ExpiringT]]] = []
         self._order = count()

@@ -120,6 +120,8 @@ class FrameDecoder:
     and at most one frame is kept. Not for two tasks at once.
     """
 
+    __slots__ = ("_need", "_rest", "frame_bytes_max", "violation")
+
     def __init__(self, frame_bytes_max: int) -> None:
         self.frame_bytes_max = frame_bytes_max
         self.violation: ProtocolViolation | None = None

@@ -51,7 +51,8 @@ class Liveness:
         self._answer_s = limits.ping_timeout_s
         self._ponged_s = now_s
         self._quiet_probes = 0
-        self._pings: deque[float] = deque(maxlen=limits.pings_max + 1)
+        self._pings: deque[float] | None = None
+        """When the last PINGs came, once one has."""
 
     def measured(self, rtt_s: float) -> None:
         """Take a round trip."""
@@ -147,8 +148,10 @@ class Liveness:
         """
         pings, limits = self._pings, self._limits
         if busy:
-            pings.clear()
+            self._pings = None
             return
+        if pings is None:
+            pings = self._pings = deque(maxlen=limits.pings_max + 1)
         pings.append(now_s)
         if len(pings) > limits.pings_max and now_s - pings[0] < limits.pings_window_s:
             raise TooManyPings(

@@ -42,6 +42,8 @@ from tidewire.wire.limits import WireLimits
 class ServerConnection(Connection):
     """Takes calls. ``heads`` may be shared by all connections of a process."""
 
+    __slots__ = ("_heads",)
+
     is_server: ClassVar[bool] = True
 
     def __init__(
