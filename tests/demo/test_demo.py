@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from tidewire.errors import ConnectionLost, TidewireError, WireUnsuitable
 from tidewire_server.demo import expected, scenario
 from tidewire_server.demo.data import Reading, load
+from tidewire_server.demo.datagrams import refused
 from tidewire_server.demo.processes import Children
-from tidewire_server.demo.report import KINDS, Progress
+from tidewire_server.demo.report import KINDS, Progress, Unverified
 from tidewire_server.demo.scenario import Scenario
-from tidewire_server.demo.server import LISTEN, start
+from tidewire_server.demo.server import DATAGRAMS, LISTEN, start
 
 WIRES = tuple(LISTEN)
 DEMO_TIMEOUT_S = 150.0
@@ -74,7 +76,16 @@ def test_every_cell_is_verified_on_every_wire(small: Path, tmp_path: Path) -> No
     assert [(wire, kind) for wire in WIRES for kind in KINDS] == [
         (cell["wire"], cell["kind"]) for cell in cells
     ]
-    assert all(cell["count"] > 0 and cell["p50_us"] > 0 for cell in cells)
+    carried = [cell for cell in cells if "to send and to attend" not in cell["detail"]]
+    assert {("Control", wire) for wire in DATAGRAMS} == {
+        (cell["kind"], cell["wire"]) for cell in cells if cell not in carried
+    }
+    assert all(cell["count"] > 0 and cell["p50_us"] > 0 for cell in carried)
+    assert all(
+        "WireUnsuitable" in cell["detail"] or "MessageTooLarge" in cell["detail"]
+        for cell in cells
+        if cell["wire"] in DATAGRAMS and cell["kind"] != "State"
+    )
     assert {"FSYNC"} == {
         cell["durability"] for cell in cells if cell["kind"] in ("Event", "State", "Checkpoint")
     }
@@ -103,6 +114,19 @@ async def test_a_wrong_summary_is_not_verified(
 
     assert {"Query", "Checkpoint"} == {cell.kind for cell in cells if not cell.ok}
     assert all("oslo" in cell.detail for cell in cells if not cell.ok)
+
+
+async def test_what_a_wire_carries_is_not_excused() -> None:
+    """Control: only the typed error that is asked for is a reason; another one or none is not."""
+
+    async def ending_with(error: TidewireError | None) -> None:
+        if error is not None:
+            raise error
+
+    await refused(ending_with(WireUnsuitable("no streams")), WireUnsuitable)
+    for error in (None, ConnectionLost("gone")):
+        with pytest.raises(Unverified):
+            await refused(ending_with(error), WireUnsuitable)
 
 
 @pytest.mark.timeout(DEMO_TIMEOUT_S)

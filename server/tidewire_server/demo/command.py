@@ -16,11 +16,12 @@ import uvloop
 
 from tidewire.errors import TidewireError
 from tidewire_server.demo.data import ROWS_LEAST, ROWS_MAX, Dataset, load
+from tidewire_server.demo.datagrams import DatagramScenario
 from tidewire_server.demo.names import Names
 from tidewire_server.demo.processes import Children
 from tidewire_server.demo.report import Cell, Progress, json_line, table
 from tidewire_server.demo.scenario import Scenario
-from tidewire_server.demo.server import LISTEN, DemoServer, start
+from tidewire_server.demo.server import DATAGRAMS, LISTEN, DemoServer, start
 
 WIRES_AT_ONCE: Final = 2
 """Each waits some seconds for a dead operator to be noticed; another one works meanwhile."""
@@ -94,6 +95,8 @@ async def _demonstrate(dataset: Dataset, wires: Sequence[str], as_json: bool, ke
 
             async def run(wire: str) -> Sequence[Cell]:
                 async with places:
+                    if wire in DATAGRAMS:
+                        return await DatagramScenario(wire, server, dataset, progress).run()
                     return await Scenario(wire, server, dataset, children, folder, progress).run()
 
             cells = [cell for found in await asyncio.gather(*map(run, wires)) for cell in found]

@@ -20,13 +20,19 @@ LISTEN: Final[Mapping[str, str]] = {
     "ws": "ws://127.0.0.1:0",
     "unix": "unix://{folder}/u.sock",
     "grpc+unix": "grpc+unix://{folder}/g.sock",
+    "dtls": "dtls://127.0.0.1:0",
+    "udp": "udp://127.0.0.1:0",
 }
 """
 Where to listen for each wire, in the order of the demo: a wire is added by its URL. Port 0 picks a
 port, ``{folder}`` is the demo's folder.
 """
-ENCRYPTED: Final = frozenset({"grpcs", "tls", "quic", "wss"})
+ENCRYPTED: Final = frozenset({"grpcs", "tls", "quic", "wss", "dtls"})
 """Those of them whose clients need a certificate."""
+DATAGRAMS: Final = frozenset({"dtls", "udp"})
+"""Those of them that carry no streams."""
+HELPER: Final = "unix"
+"""Wire of those who answer where a wire carries no streams."""
 READY_TIMEOUT_S: Final = 20.0
 DRIVER: Final = "demo-driver"
 OPERATOR: Final = "demo-operator"
@@ -74,7 +80,8 @@ async def start(children: Children, folder: Path, wires: Sequence[str]) -> DemoS
     ]
     certs.init(certificates, leaves)
     command = [sys.executable, "-m", "tidewire.cli", "serve"]
-    for wire in wires:
+    helper = [HELPER] if DATAGRAMS.intersection(wires) and HELPER not in wires else []
+    for wire in (*wires, *helper):
         command += ["--listen", LISTEN[wire].format(folder=folder)]
     command += ["--server-data-dir", f"{folder / 'data'}", "--server-node-id", "demo-server"]
     command += ["--tls-ca", f"{certificates / 'ca.pem'}"]

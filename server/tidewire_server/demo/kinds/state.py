@@ -18,7 +18,16 @@ WATCH_TIMEOUT_S: Final = 20.0
 class Board:
     """Keys of one run, and what was done to them."""
 
-    def __init__(self, client: tidewire.Client, names: Names) -> None:
+    def __init__(
+        self,
+        client: tidewire.Client,
+        names: Names,
+        *,
+        operations_max: int = OPERATIONS_MAX,
+        page_size: int = 0,
+    ) -> None:
+        self._page_size = page_size
+        self._operations_max = operations_max
         self._state = client.state
         self._names = names
         self._watch = Stopwatch()
@@ -39,7 +48,10 @@ class Board:
         require(seen == self._done, "the watcher saw other changes than were made")
         await self._conflict(latest)
         final = dict(self._done)
-        stored = {entry.key: entry.text async for entry in self._state.range(prefix)}
+        stored = {
+            entry.key: entry.text
+            async for entry in self._state.range(prefix, page_size=self._page_size)
+        }
         require(stored == final, f"{len(stored)} keys are there, {len(final)} were written")
         cell.count = len(self._done)
         cell.p50_us = self._watch.p50_us
@@ -49,9 +61,9 @@ class Board:
     async def _load(self, records: Mapping[str, str]) -> None:
         """Write records, many in one transaction."""
         items = list(records.items())
-        for begin in range(0, len(items), OPERATIONS_MAX):
+        for begin in range(0, len(items), self._operations_max):
             transaction = self._state.transact()
-            for name, value in items[begin : begin + OPERATIONS_MAX]:
+            for name, value in items[begin : begin + self._operations_max]:
                 transaction.put(self._names.key(name), value)
                 self._done.append((self._names.key(name), value))
             await transaction.commit(durability="fsync")
