@@ -63,6 +63,7 @@ async def test_a_commit_is_all_or_nothing(client: tidewire.Client, name: str) ->
     assert 4 == consumer.state.ack_floor
 
 
+@pytest.mark.needs("large")
 async def test_only_the_last_incarnation_commits(client: tidewire.Client, name: str) -> None:
     """Acquiring fences whoever had it; the new one sees the state of the old one."""
     old, new = client.checkpoints.operator(name), client.checkpoints.operator(name)
@@ -83,6 +84,7 @@ async def test_only_the_last_incarnation_commits(client: tidewire.Client, name: 
     assert 2 == caught.value.figure("actual_revision")
 
 
+@pytest.mark.needs("large")
 async def test_only_new_chunks_travel(client: tidewire.Client, name: str) -> None:
     """A large state with a small change sends one chunk; both revisions load whole."""
     operator = client.checkpoints.operator(name)

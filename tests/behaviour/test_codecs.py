@@ -44,6 +44,7 @@ async def captured(
     return [delivery.batch for delivery in response.deliveries]
 
 
+@pytest.mark.needs("large")
 @pytest.mark.parametrize("codec", sorted(OPENERS))
 async def test_a_body_shrinks_and_opens_with_the_codecs_own_library(
     server: Running, wire: str, codec: str, name: str
@@ -61,6 +62,7 @@ async def test_a_body_shrinks_and_opens_with_the_codecs_own_library(
     assert payloads == TEXT
 
 
+@pytest.mark.needs("large")
 @pytest.mark.parametrize("codec", [*sorted(OPENERS), None])
 async def test_what_does_not_shrink_travels_as_it_is(
     server: Running, wire: str, codec: str | None, name: str

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 WAIT_S = 20.0
 
 
+@pytest.mark.needs("streams")
 async def test_a_node_a_group_and_all(client: tidewire.Client, name: str) -> None:
     """Each target gets the command, each node acknowledges and answers for itself."""
     a, b = f"{name}a", f"{name}b"
@@ -43,6 +44,7 @@ async def test_a_node_a_group_and_all(client: tidewire.Client, name: str) -> Non
     assert "failed" == unknown.nodes[a].progress
 
 
+@pytest.mark.needs("streams")
 async def test_a_command_is_done_once(client: tidewire.Client, name: str) -> None:
     """The same id again answers what was done; with other content it is refused."""
     done: list[str] = []
@@ -60,6 +62,7 @@ async def test_a_command_is_done_once(client: tidewire.Client, name: str) -> Non
     assert (True, ["succeeded"]) == (finished, [node.progress for node in nodes])
 
 
+@pytest.mark.needs("streams")
 async def test_a_node_that_is_away_gets_it_in_time_or_never(
     client: tidewire.Client, name: str
 ) -> None:
@@ -82,6 +85,7 @@ async def _awaited(sent: SentCommand) -> tidewire.CommandOutcome:
     return await sent
 
 
+@pytest.mark.needs("streams")
 async def test_commands_overtake_bulk(client: tidewire.Client, name: str) -> None:
     """A command sent behind megabytes of events of the same connection is done before their end."""
     order: list[str] = []
@@ -106,6 +110,7 @@ async def _publish(publisher: tidewire.Publisher, subject: str, order: list[str]
     order.append("bulk")
 
 
+@pytest.mark.needs("streams")
 async def test_the_server_takes_commands(client: tidewire.Client, name: str) -> None:
     """Pause and resume of a stream, the log level, the connections, and a refusal of nonsense."""
     await client.events.stream(name).create(name)

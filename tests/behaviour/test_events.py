@@ -74,6 +74,7 @@ async def test_a_queue_group_shares_and_others_get_everything(
     assert all(shared), "one member did everything"
 
 
+@pytest.mark.needs("large")
 async def test_a_slow_live_reader_is_told_what_it_lost(client: tidewire.Client, name: str) -> None:
     """What a reader that takes nothing missed is counted, and later messages come again."""
     lost: list[int] = []
@@ -333,6 +334,7 @@ async def test_fetch_and_acknowledge_do_the_same_by_calls(
     assert [] == await client.events.fetch(name, "c")
 
 
+@pytest.mark.needs("large")
 async def test_pipelined_publishing_acknowledges_everything(
     client: tidewire.Client, name: str
 ) -> None:

@@ -76,6 +76,7 @@ async def test_whoever_takes_over_fences_the_one_before(client: tidewire.Client,
     await before.close()
 
 
+@pytest.mark.needs("streams")
 async def test_silence_is_suspect_then_dead(client: tidewire.Client, name: str) -> None:
     """A watch sees alive, suspect, dead in this order and not before the lease is over."""
     loop = asyncio.get_running_loop()
@@ -96,6 +97,7 @@ async def test_silence_is_suspect_then_dead(client: tidewire.Client, name: str) 
     assert name not in [m.node_id for m in await client.members.list()]
 
 
+@pytest.mark.needs("streams")
 async def test_a_death_has_its_effects(
     server: Running, wire: str, client: tidewire.Client, name: str
 ) -> None:
@@ -146,6 +148,7 @@ class Lease:
         return self._lease
 
 
+@pytest.mark.needs("streams")
 async def test_leaving_is_told_and_takes_what_it_leased(client: tidewire.Client, name: str) -> None:
     """A member that leaves is LEFT, not DEAD, and its keys go at once."""
     async with client.members.watch() as watch:

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 WAIT_S = 20.0
 
 
+@pytest.mark.needs("streams")
 async def test_an_answer_comes_with_what_was_asked(client: tidewire.Client, name: str) -> None:
     """Payload, headers, subject and remaining time reach the responder, its answer comes back."""
     seen: list[tidewire.Query] = []
@@ -33,6 +34,7 @@ async def test_an_answer_comes_with_what_was_asked(client: tidewire.Client, name
     assert 5 < query.remaining_s <= 15 * 1.1  # gRPC rounds a deadline up on its way
 
 
+@pytest.mark.needs("streams")
 async def test_nobody_there_is_told_at_once(client: tidewire.Client, name: str) -> None:
     """No responders is an error long before the deadline, for every shape."""
     loop = asyncio.get_running_loop()
@@ -48,6 +50,7 @@ async def test_nobody_there_is_told_at_once(client: tidewire.Client, name: str) 
     assert loop.time() - began < 10
 
 
+@pytest.mark.needs("streams")
 async def test_the_least_busy_responder_is_asked(client: tidewire.Client, name: str) -> None:
     """While one member of a group works the other gets the next queries."""
     release, started = asyncio.Event(), asyncio.Event()
@@ -82,6 +85,7 @@ async def test_the_least_busy_responder_is_asked(client: tidewire.Client, name: 
     assert 5 == len([each for each in asked[1:] if each != busy])
 
 
+@pytest.mark.needs("streams")
 async def test_many_replies_come_as_they_are_made(client: tidewire.Client, name: str) -> None:
     """The first one is there before the second one is made; leaving cancels the responder."""
     go_on, cancelled = asyncio.Event(), asyncio.Event()
@@ -110,6 +114,7 @@ async def test_many_replies_come_as_they_are_made(client: tidewire.Client, name:
     assert ["1", "2"] == replies
 
 
+@pytest.mark.needs("streams")
 @pytest.mark.parametrize("way", ["cancelled", "deadline"])
 async def test_giving_up_reaches_the_responder(
     client: tidewire.Client, name: str, way: str
@@ -140,6 +145,7 @@ async def test_giving_up_reaches_the_responder(
         await asyncio.wait_for(cancelled.wait(), WAIT_S)
 
 
+@pytest.mark.needs("streams")
 async def test_gather_by_first_quorum_and_all(client: tidewire.Client, name: str) -> None:
     """First n of all, k of n, everybody known; who fails and who is missing is named."""
     hang = asyncio.Event()
@@ -178,6 +184,7 @@ async def test_gather_by_first_quorum_and_all(client: tidewire.Client, name: str
     assert (True, 3) == (quorum.complete, len(quorum.replies))
 
 
+@pytest.mark.needs("streams")
 async def test_a_responder_that_fails_or_is_busy_is_told(
     client: tidewire.Client, name: str
 ) -> None:

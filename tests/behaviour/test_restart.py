@@ -14,6 +14,7 @@ import tidewire
 from support.process import ServerProcess
 from support.scripted import eventually
 from support.server import Running, running
+from support.wires import LACKS
 from tidewire import errors
 from tidewire.v1 import (
     common_pb2,
@@ -39,7 +40,7 @@ class Lives:
 
     def __init__(self, folder: Path, wire: str) -> None:
         self._folder = folder
-        self._wire = wire
+        self.wire = wire
         self._context: AbstractAsyncContextManager[Running] | None = None
         self.running: Running | None = None
         self.url = ""
@@ -49,9 +50,9 @@ class Lives:
         more: dict[str, Any] = {}
         if self.running is not None:
             more = {"listen": {"urls": [self.url]}, "certificates": self.running.certificates}
-        self._context = running(self._folder, (self._wire,), **more)
+        self._context = running(self._folder, (self.wire,), **more)
         self.running = await self._context.__aenter__()
-        self.url = self.running.url(self._wire)
+        self.url = self.running.url(self.wire)
 
     async def stop(self) -> None:
         """Stop it in order."""
@@ -67,7 +68,7 @@ class Lives:
     def connect(self, **options: Any) -> Any:
         """Connect a client to it."""
         assert self.running is not None
-        return tidewire.connect(self.url, tls=self.running.tls(self._wire), **options)
+        return tidewire.connect(self.url, tls=self.running.tls(self.wire), **options)
 
 
 @pytest.fixture
@@ -147,8 +148,9 @@ async def test_watches_and_readers_resume_without_loss_or_copy(lives: Lives) -> 
     expected = [str(number) for number in range(10)]
     assert expected == read
     assert [value.encode() for value in expected] == seen
-    assert reading.reopened >= 1
-    assert watch.reopened >= 1
+    if "streams" not in LACKS.get(lives.wire, ()):  # elsewhere a poll that failed is asked again
+        assert reading.reopened >= 1
+        assert watch.reopened >= 1
 
 
 async def test_checkpoints_epochs_and_revisions_survive(lives: Lives) -> None:
@@ -194,6 +196,7 @@ async def test_who_left_before_the_stop_is_gone_after_it(lives: Lives) -> None:
     assert [] == [member.node_id for member in members]
 
 
+@pytest.mark.needs("streams")
 async def test_a_break_is_visible_and_over(lives: Lives) -> None:
     """The client says that it was disconnected and is connected again; its streams work on."""
     states: list[str] = []
@@ -286,6 +289,7 @@ async def told(call: Any) -> list[str]:
     return kinds
 
 
+@pytest.mark.needs("streams")
 async def test_every_stream_is_told_of_draining(lives: Lives) -> None:
     """Before it ends each stream hears it; new calls are refused; the server is gone in time."""
     assert lives.running is not None
@@ -304,6 +308,7 @@ async def test_every_stream_is_told_of_draining(lives: Lives) -> None:
     assert lasted_s < GRACE_S + 3
 
 
+@pytest.mark.needs("streams")
 async def test_work_in_flight_finishes_while_draining(lives: Lives) -> None:
     """A query under way is answered, although the server was told to go, and then it goes."""
     assert lives.running is not None

@@ -135,6 +135,7 @@ async def test_keys_live_as_long_as_told(client: tidewire.Client, name: str) -> 
     assert await client.state.get(f"{name}/short") is None
 
 
+@pytest.mark.needs("streams")
 async def test_a_watch_is_snapshot_then_deltas(client: tidewire.Client, name: str) -> None:
     """What is there, then each change once and in order; a second one resumes by revision."""
     await client.state.put(f"{name}/a", "1")

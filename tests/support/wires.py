@@ -5,7 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-WIRES: Final = ("grpc", "grpcs", "grpc+unix", "tcp", "tls", "unix", "memory", "ws", "wss", "quic")
+WIRES: Final = (
+    "grpc",
+    "grpcs",
+    "grpc+unix",
+    "tcp",
+    "tls",
+    "unix",
+    "memory",
+    "ws",
+    "wss",
+    "quic",
+    "udp",
+    "dtls",
+)
 """Schemes every behaviour is shown on."""
 ENCRYPTED: Final = tuple(wire for wire in WIRES if wire in ("grpcs", "tls", "quic", "dtls", "wss"))
 """Those of them that have certificates."""
