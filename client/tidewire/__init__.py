@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     from tidewire.client.retry import RetryPolicy
     from tidewire.client.state import State
     from tidewire.client.subscription import Subscription
+    from tidewire.client.timeouts import TimeoutProfile
     from tidewire.client.transaction import Operations, Transaction, TransactionResult
     from tidewire.client.watching import Watch
     from tidewire.errors import TidewireError
-    from tidewire.transport import TlsConfig, channel
+    from tidewire.transport import PoolOptions, TlsConfig, TransportOptions, channel
 
 __all__ = (  # noqa: RUF022 (grouped, not sorted)
     # Connecting.
@@ -54,8 +55,11 @@ __all__ = (  # noqa: RUF022 (grouped, not sorted)
     "ConnectionState",
     "DurabilityLevel",
     "Opening",
+    "PoolOptions",
     "RetryPolicy",
+    "TimeoutProfile",
     "TlsConfig",
+    "TransportOptions",
     "channel",
     "sync",
     # Errors.
@@ -112,7 +116,10 @@ _HOMES = {
     "Client": "tidewire.client.client",
     "ConnectionState": "tidewire.client.client",
     "RetryPolicy": "tidewire.client.retry",
+    "PoolOptions": "tidewire.transport",
+    "TimeoutProfile": "tidewire.client.timeouts",
     "TlsConfig": "tidewire.transport",
+    "TransportOptions": "tidewire.transport",
     "channel": "tidewire.transport",
     "TidewireError": "tidewire.errors",
     "Message": "tidewire.client.message",

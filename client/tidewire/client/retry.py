@@ -102,6 +102,8 @@ def may_repeat(error: TidewireError, *, repeatable: bool) -> bool:
         return False  # the caller is to hear of these at once
     if isinstance(error, Overloaded | TooManyCalls | TooManyConnections):
         return True  # refused before anything was done
+    if error.code == code_pb2.CANCELLED:
+        return repeatable  # by a server that stops: gRPC's own word for calls it cuts
     if error.code != code_pb2.UNAVAILABLE:
         return False
     return repeatable or error.retry_safe or error.metadata.get("sent") == "no"

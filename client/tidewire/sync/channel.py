@@ -1,7 +1,7 @@
 """A blocking channel on any wire, for blocking generated stubs."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,14 +14,15 @@ from tidewire.sync.calls import BlockingCall, error_of
 from tidewire.sync.loop import LoopThread, shared_loop
 
 if TYPE_CHECKING:
-    from tidewire.transport import TlsConfig, TransportOptions
+    from tidewire.transport import BalancePolicy, TlsConfig, TransportOptions
 
 
 def channel(
-    url: str,
+    url: str | Sequence[str],
     *,
     tls: "TlsConfig | None" = None,
     options: "TransportOptions | None" = None,
+    balance: "BalancePolicy" = "round_robin",
 ) -> "BlockingChannel":
     """
     Return a ``grpc.Channel`` for a URL such as ``tcp://localhost:7401``.
@@ -29,9 +30,10 @@ def channel(
     Every blocking generated stub works on it: ``EchoStub(channel).Say(request, timeout=1.0)``.
 
     Args:
-        url: Scheme, host and port.
+        url: Scheme, host and port; several are servers of the same data.
         tls: Certificates, on encrypted wires.
         options: Limits, waits and sockets.
+        balance: How one of several servers is chosen for a call.
 
     Raises:
         InvalidArgument: The URL cannot be used.
@@ -39,7 +41,7 @@ def channel(
     loop = shared_loop()
 
     async def make() -> Any:
-        return tidewire.transport.channel(url, tls=tls, options=options)
+        return tidewire.transport.channel(url, tls=tls, options=options, balance=balance)
 
     return BlockingChannel(loop, loop.run(make()))
 

@@ -1,7 +1,7 @@
 """Blocking stand-ins for the objects of the asyncio client."""
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from types import TracebackType
 from typing import Any, Final, Self
@@ -128,9 +128,9 @@ class Blocking:
         return call
 
 
-def connect(url: str, **options: Any) -> Any:
+def connect(url: str | Sequence[str], **options: Any) -> Any:
     """
-    Connect to a server; see `tidewire.connect` for the options.
+    Connect to a server, or to several; see `tidewire.connect` for the options.
 
     Returns:
         A stand-in for `tidewire.Client`, to be used as a context manager or closed.
@@ -139,7 +139,7 @@ def connect(url: str, **options: Any) -> Any:
     return Blocking(loop.run(_connect(url, options)), loop)
 
 
-async def _connect(url: str, options: dict[str, Any]) -> Client:
+async def _connect(url: str | Sequence[str], options: dict[str, Any]) -> Client:
     return await connect_async(url, **options)
 
 

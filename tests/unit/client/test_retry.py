@@ -68,6 +68,7 @@ REPEATS = [
     (Draining("x"), True, True),
     (NoResponders("x"), False, False),
     (Overloaded("x"), True, True),
+    (errors.Cancelled("x"), True, False),
     (RevisionMismatch("x"), False, False),
     (DeadlineExceeded("x"), False, False),
     (errors.TlsFailed("x"), False, False),
