@@ -17,8 +17,8 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]  # left out o
 from tidewire.wire.frame import PREFIX_BYTES
 from tidewire.wire.upgrade import SUBPROTOCOL
 
-READ_BYTES_FIRST: Final = 8 * 1024
-"""Read buffer of a connection at first; it grows to what the largest frame needs."""
+READ_BYTES_FIRST: Final = 2 * 1024
+"""Read buffer of a connection at first; it doubles up to what the largest frame needs."""
 BINARY: Final = WSMsgType.BINARY
 
 _LOGGER = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ class Quiet(logging.LoggerAdapter[logging.Logger]):
         """Log for debugging, whatever the level."""
         kwargs.pop("exc_info", None)
         self.logger.debug("picows: " + str(msg), *args)  # noqa: G003 (a format string)
+
+
+_QUIET: Final = Quiet(_LOGGER)
 
 
 class Cork:
@@ -157,7 +160,7 @@ def make_codec(
         path,
         is_client,
         factory,
-        Quiet(_LOGGER),
+        _QUIET,
         True,  # disconnect_on_exception
         None,  # websocket_handshake_timeout: whoever dials or listens has one
         False,  # enable_auto_ping: our own PING frames do that
