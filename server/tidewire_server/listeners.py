@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc.aio
 
-from tidewire.errors import InvalidArgument
+from tidewire.errors import InvalidArgument, TidewireError
 from tidewire.transport import (
     ConnectionInfo,
     GrpcServerOptions,
@@ -71,13 +71,23 @@ class Listeners:
         Raises:
             ConfigError: An address cannot be listened on, or a scheme is not known.
         """
-        for url in self.config.listen.urls:
-            self._add(parse_url(url))
+        try:
+            for url in self.config.listen.urls:
+                self._add(parse_url(url))
+        except TidewireError:
+            await self._unbind()
+            raise
         for server in self._servers():
             await server.start()
         if self._workers is not None:
             await self._workers.start()
         self._reloads = asyncio.create_task(self._watch_certificates())
+
+    async def _unbind(self) -> None:
+        """Let go of what was bound before one address could not be: ports, files and names."""
+        for file in self._files:
+            file.remove()
+        await asyncio.gather(*(server.stop(None) for server in self._servers()))
 
     async def stop(self, grace_s: float) -> None:
         """Take no new connections and calls; cut those in flight when the grace is over."""

@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "checkpoint": Entry("tidewire.cli.checkpoints", "checkpoint", "List and show checkpoints."),
     "info": Entry("tidewire.cli.info", "info", "Show what a server is and allows."),
     "health": Entry("tidewire.cli.health", "health", "Ask whether a server takes calls."),
+    "wires": Entry("tidewire.cli.wires", "wires", "List the wires that can be used here."),
     "certs": Entry("tidewire.cli.certs", "certs", "Make certificates for development."),
     "check-wire": Entry("tidewire.cli.check_wire", "check_wire", "Check that a wire conforms."),
     "bench": Entry("tidewire.cli.bench", "bench", "Measure how fast a server is from here."),

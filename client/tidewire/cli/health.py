@@ -31,6 +31,7 @@ Exit codes, as those of grpc_health_probe:
 Examples:
   tidewire health
   tidewire health --url grpc://127.0.0.1:50051 tidewire.v1.StateService
+  tidewire health --url unix:///run/tidewire.sock
 """
 )
 @click.argument("service", default="")
@@ -43,6 +44,9 @@ def health(settings: Settings, service: str) -> int:
     from tidewire.cli.wire import open_channel
     from tidewire.errors import TidewireError
 
+    if "://" in service:
+        click.echo(f"tidewire: SERVICE is a name; say --url {service}", err=True)
+        return EXIT_INVALID
     if len(service.encode()) > SERVICE_BYTES_MAX:
         click.echo("tidewire: the name of the service is too long.", err=True)
         return EXIT_INVALID

@@ -53,4 +53,7 @@ def info(settings: Settings) -> None:
 
 
 def _listener(one: Any) -> str:
-    return f"{one.url} (client certificate)" if one.client_certificate_required else str(one.url)
+    words = "encrypted" if one.encrypted else "not encrypted"
+    if one.client_certificate_required:
+        words += ", client certificate"
+    return f"{one.url} ({words})"

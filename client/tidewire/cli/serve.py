@@ -19,6 +19,7 @@ flight finishes, exit code 0.
 Examples:
   tidewire serve
   tidewire serve --server-data-dir data --listen tcp://127.0.0.1:0
+  tidewire serve --listen unix:///run/tidewire.sock --listen grpc+unix:///run/tidewire-grpc.sock
   tidewire serve --config tidewire.toml
 """,
 )

@@ -33,12 +33,14 @@ from tidewire.transport.registry import (
     Missing,
     Transport,
     WireListener,
+    WireStatus,
     listener_schemes,
     missing,
     register,
     register_listener,
     register_missing,
     transports,
+    wires,
 )
 from tidewire.transport.server import ConnectionInfo, RawServer
 from tidewire.transport.sockets import UNIX_SOCKETS
@@ -112,6 +114,7 @@ __all__ = [
     "TransportOptions",
     "WireCounters",
     "WireListener",
+    "WireStatus",
     "WireUrl",
     "buffer_bytes",
     "channel",
@@ -126,4 +129,5 @@ __all__ = [
     "register_missing",
     "server_options",
     "transports",
+    "wires",
 ]

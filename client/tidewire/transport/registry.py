@@ -6,10 +6,11 @@ the scheme and whose object is a :class:`Transport`; its listeners by one of the
 ``tidewire.listeners`` whose object is a :class:`ListenerMaker`.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc.aio
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS: Final = "tidewire.transports"
 LISTENER_ENTRY_POINTS: Final = "tidewire.listeners"
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
@@ -82,9 +85,33 @@ class Missing:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class WireStatus:
+    """
+    What can be done with a scheme here.
+
+    Attributes:
+        scheme: Scheme of its URLs.
+        client: Clients can use it.
+        server: Servers can listen on it.
+        encrypted: It has certificates; ``None`` where there is no listener to ask.
+        reason: Why a side of it cannot be used; empty when both can.
+    """
+
+    scheme: str
+    client: bool
+    server: bool
+    encrypted: bool | None
+    reason: str = ""
+
+
 _TRANSPORTS: dict[str, Transport] = {}
 _LISTENERS: dict[str, tuple[ListenerMaker, bool]] = {}
+_SERVED_BY_GRPC: Final = {"grpc": False, "grpcs": True, "grpc+unix": False}
+"""Schemes that gRPC's own server listens on, and whether they have certificates."""
 _MISSING: dict[str, Missing] = {}
+_NO_LISTENER: dict[str, str] = {}
+"""Why servers cannot listen on a scheme that somebody has listeners for."""
 _loaded = False
 
 
@@ -121,23 +148,59 @@ def _load() -> None:
     if _loaded:
         return
     _loaded = True
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name in _TRANSPORTS:
+    _load_group(ENTRY_POINTS, _TRANSPORTS, register, register_missing)
+
+    def add_listener(scheme: str, maker: Any) -> None:
+        register_listener(scheme, maker, encrypted=bool(getattr(maker, "encrypted", False)))
+
+    _load_group(LISTENER_ENTRY_POINTS, _LISTENERS, add_listener, _NO_LISTENER.__setitem__)
+
+
+def _load_group(
+    group: str,
+    known: Mapping[str, object],
+    add: Callable[[str, Any], None],
+    refuse: Callable[[str, str], None],
+) -> None:
+    """Take what other distributions offer; what cannot be loaded is kept with its reason."""
+    for point in entry_points(group=group):
+        if point.name in known:
+            _LOGGER.warning(
+                "%s of %s is left out: the scheme %s is there already",
+                point.value,
+                point.dist.name if point.dist is not None else "a distribution",
+                point.name,
+            )
             continue
         try:
-            register(point.name, point.load())
-        except (ImportError, AttributeError) as error:
-            register_missing(point.name, f"{point.value} cannot be loaded: {error}")
-    for point in entry_points(group=LISTENER_ENTRY_POINTS):
-        if point.name in _LISTENERS:
-            continue
-        try:
-            maker = point.load()
-        except (ImportError, AttributeError) as error:
-            register_missing(point.name, f"{point.value} cannot be loaded: {error}")
+            loaded = point.load()
+        except Exception as error:  # noqa: BLE001 (code of others, which may fail in any way)
+            refuse(point.name, f"{point.value} cannot be loaded: {error}")
         else:
-            encrypted = bool(getattr(maker, "encrypted", False))
-            register_listener(point.name, maker, encrypted=encrypted)
+            add(point.name, loaded)
+
+
+def wires() -> tuple[WireStatus, ...]:
+    """Return every scheme that is known here, sorted: what works, and why the rest does not."""
+    _load()
+    schemes = {*_TRANSPORTS, *_LISTENERS, *_MISSING, *_NO_LISTENER}
+    return tuple(_status(scheme) for scheme in sorted(schemes))
+
+
+def _status(scheme: str) -> WireStatus:
+    encrypted: bool | None = None
+    client, server = scheme in _TRANSPORTS, scheme in _LISTENERS
+    if server:
+        encrypted = _LISTENERS[scheme][1]
+    elif client and scheme in _SERVED_BY_GRPC:
+        server, encrypted = True, _SERVED_BY_GRPC[scheme]
+    reasons = []
+    if not client:
+        absent = _MISSING.get(scheme)
+        reasons.append(absent.reason if absent else "nobody has registered a transport for it")
+    if not server and (client or scheme in _NO_LISTENER):
+        reasons.append(_NO_LISTENER.get(scheme, "nobody has registered listeners for it"))
+    return WireStatus(scheme, client, server, encrypted, "; ".join(reasons))
 
 
 def listener_schemes() -> tuple[str, ...]:
@@ -164,7 +227,8 @@ def listener_maker(scheme: str) -> tuple[ListenerMaker, bool]:
     if scheme not in _LISTENERS:
         known = ", ".join(f"{name}://" for name in sorted(_LISTENERS))
         absent = _MISSING.get(scheme)
-        why = f"; {scheme}:// is missing: {absent.reason}" if absent else ""
+        reason = _NO_LISTENER.get(scheme) or (absent.reason if absent else "")
+        why = f"; {scheme}:// is missing: {reason}" if reason else ""
         raise InvalidArgument(f"a raw server listens on {known}, not on {scheme}://{why}")
     return _LISTENERS[scheme]
 

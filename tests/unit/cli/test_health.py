@@ -74,6 +74,8 @@ async def test_what_cannot_be_reached_is_two() -> None:
 async def test_wrong_arguments_are_one() -> None:
     """A URL that is none, as the probe has it; not the 2 of other commands' usage errors."""
     assert 1 == (await health("--url", "nothing://127.0.0.1:1"))[0]
+    code, _, err = await health("tcp://127.0.0.1:1")
+    assert (1, True) == (code, "--url tcp://127.0.0.1:1" in err)
 
 
 @pytest.mark.parametrize("service", ["", "a.Service", "x" * 200])
