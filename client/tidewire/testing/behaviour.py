@@ -177,7 +177,7 @@ async def running(work: Awaitable[Any]) -> "AsyncIterator[asyncio.Future[Any]]":
         yield task
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def until_started(site: Site, call: Any) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CALL_LIMIT_S: Final = 10.0
 """Deadline of the calls of behaviours; none should come near it."""
+CONNECT_LIMIT_S: Final = 5.0
+"""Within this a client is told that nobody answers."""
 IDENTITY: Final = "spiffe://kit.example/client/alice"
 """What the certificate of the right client says."""
 GRPC_SCHEMES: Final = frozenset({"grpc", "grpcs", "grpc+unix"})
@@ -159,6 +161,7 @@ class Site:
 
     def connect(self, tls: TlsConfig | None = None, **options: Any) -> grpc.aio.Channel:
         """Make one more channel; it is closed with the site."""
+        options.setdefault("connect_timeout_s", CONNECT_LIMIT_S)
         if tls is None and self.trust is not None:
             tls = self.trust.client()
         made = channel(self.url, tls=tls, options=TransportOptions(**options))

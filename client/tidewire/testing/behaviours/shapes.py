@@ -6,7 +6,7 @@ import os
 import grpc
 import grpc.aio
 
-from tidewire.testing.behaviour import LARGE, STREAMS, behaviour, expect, expect_code
+from tidewire.testing.behaviour import LARGE, STREAMS, behaviour, expect, expect_code, running
 from tidewire.testing.site import Site, decoded, number_of, numbered
 
 MESSAGES = 300
@@ -60,9 +60,9 @@ async def order_both_ways(site: Site) -> None:
             await call.write(numbered(number))
         await call.done_writing()
 
-    writing = asyncio.ensure_future(write())
-    numbers = [number_of(message) async for message in call]
-    await writing
+    async with running(write()) as writing:
+        numbers = [number_of(message) async for message in call]
+        await writing
     expect(list(range(MESSAGES)), numbers, "the numbers of the answers")
 
 
