@@ -329,6 +329,11 @@ class StreamedServer(StreamedConnection, ServerConnection):
             self._receive_cancel(0, 0, number, b"")
             self.abort_stream(number, ABORT)
 
+    def cancel(self, number: int) -> None:
+        """End a call whose client is told by somebody else."""
+        if number in self.calls:
+            self._receive_cancel(0, 0, number, b"")
+
     def stopped(self, number: int) -> None:
         """A client that reads no answer has cancelled."""
         self.aborted(number)

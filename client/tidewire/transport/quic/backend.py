@@ -15,6 +15,7 @@ from tidewire.transport.tls import TlsFiles
 
 Address: TypeAlias = tuple[Any, ...]
 """As a socket gives it."""
+Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 CONNECTION_ID_BYTES: Final = 8
 """Length of the connection ids we choose: how a datagram without a length finds its connection."""
@@ -102,6 +103,42 @@ class SessionEvents(Protocol):
         ...
 
 
+class HttpHead(NamedTuple):
+    """Headers of a request."""
+
+    stream: int
+    headers: Headers
+    last: bool
+
+
+class HttpBody(NamedTuple):
+    """A piece of a request's body."""
+
+    stream: int
+    data: bytes
+    last: bool
+
+
+class Http3(Protocol):
+    """The server's side of HTTP/3 on a session."""
+
+    def receive(self, stream: int, data: bytes, last: bool) -> list[HttpHead | HttpBody]:
+        """Take bytes of a stream; return what they complete. Violations end the session."""
+        ...
+
+    def receive_abort(self, stream: int) -> None:
+        """Take the news that the client aborted a request."""
+        ...
+
+    def send_head(self, stream: int, headers: Headers) -> None:
+        """Send the headers of an answer."""
+        ...
+
+    def send_body(self, stream: int, data: bytes, *, last: bool) -> None:
+        """Send a piece of an answer's body."""
+        ...
+
+
 class QuicSession(Protocol):
     """One connection. Not for two tasks at once."""
 
@@ -128,6 +165,11 @@ class QuicSession(Protocol):
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
         """The peer's verified certificate, then its intermediates; empty when it has none."""
+        ...
+
+    @property
+    def alpn(self) -> str:
+        """The protocol that was chosen."""
         ...
 
     @property
@@ -175,6 +217,14 @@ class QuicSession(Protocol):
 
     def stop(self, stream: int) -> None:
         """Ask the peer to send no more on a stream."""
+        ...
+
+    def waiting_bytes(self, stream: int) -> int:
+        """Return what of a stream was handed over and has not arrived."""
+        ...
+
+    def http3(self) -> Http3:
+        """Return the server's side of HTTP/3; once, before any stream data is handed to it."""
         ...
 
     def too_long(self, size: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from tidewire.errors import TlsFailed
 from tidewire.transport.link import ServerLink
 from tidewire.transport.options import HANDSHAKES_MAX
+from tidewire.transport.quic import http3
 from tidewire.transport.quic.backend import (
     CONNECTION_ID_BYTES,
     DATAGRAM_BYTES_LEAST,
@@ -17,6 +18,7 @@ from tidewire.transport.quic.backend import (
     QuicSession,
     QuicSettings,
 )
+from tidewire.transport.quic.http3 import Http3Carrier
 from tidewire.transport.quic.over_aioquic import BACKEND
 from tidewire.transport.quic.shell import Carrier, FrameCarrier, QuicShell
 from tidewire.transport.quic.sockets import (
@@ -115,7 +117,7 @@ class QuicListener:
         config = self._tls.config
         return quic_settings(
             self._server.options.limits,
-            alpn=(ALPN,),
+            alpn=(ALPN, http3.ALPN),
             whole=self._whole,
             files=config.read(),
             require_certificate=config.require_client_certificate,
@@ -243,7 +245,10 @@ class QuicListener:
         link = self._server.admit(shell, self.url.text, self._loop.time(), QuicServerLink)
         assert isinstance(link, QuicServerLink)
         link.begin_streams()
-        carrier = FrameCarrier(link)
+        if alpn == http3.ALPN:
+            carrier: Carrier = Http3Carrier(link, shell.session)
+        else:
+            carrier = FrameCarrier(link)
         shell.begin(link, carrier)
         return carrier
 

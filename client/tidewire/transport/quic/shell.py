@@ -52,6 +52,9 @@ class Carrier(Protocol):
         """The peer wants no more on our way of a stream."""
         ...
 
+    always: bool
+    """Whether ``send`` wants to be called however much is unsent."""
+
     def send(self, session: QuicSession, bytes_max: int, now_s: float) -> None:
         """Hand what is to be sent to the session, up to about ``bytes_max``."""
         ...
@@ -59,6 +62,8 @@ class Carrier(Protocol):
 
 class FrameCarrier:
     """Carries frames: the call of number n on stream 4 n, the connection's own on stream 0."""
+
+    always = False
 
     def __init__(self, link: StreamedConnection) -> None:
         self.connection = link
@@ -230,7 +235,11 @@ class QuicShell:
         session, link, carrier = self.session, self._link, self.carrier
         while True:
             room = UNSENT_BYTES_MAX - session.unsent_bytes
-            if link is not None and carrier is not None and room > 0 and link.has_output:
+            if (
+                link is not None
+                and carrier is not None
+                and (carrier.always or (room > 0 and link.has_output))
+            ):
                 carrier.send(session, room, now_s)
             datagrams = session.datagrams(now_s)
             if not datagrams:

@@ -40,7 +40,7 @@ from tidewire.transport.quic.tokens import (
     Session,
     TokenRefused,
 )
-from tidewire.transport.tls import TlsFiles
+from tidewire.transport.tls import ALPN, TlsFiles
 
 SELF_TEST_TURNS: Final = 8
 
@@ -142,6 +142,8 @@ class AioquicServer:
 
         A ticket is for one use, so that what comes with it first cannot be sent again by others.
         """
+        if quic.tls.alpn_negotiated != ALPN:
+            return None  # what comes first of another protocol is more than HELLO
         session = self._sessions.take(name)
         if session is None or now_s - session.shown_s > TICKET_LIFETIME_S:
             return None
@@ -160,7 +162,7 @@ class AioquicServer:
 
     def _remember(self, quic: AioquicConnection, ticket: Any, now_s: float) -> None:
         context = quic.tls
-        if context.judged:
+        if context.judged and context.alpn_negotiated == ALPN:
             shown_s = context.shown_s or now_s
             self._sessions.put(ticket.ticket, Session(ticket, context.verified, shown_s))
 

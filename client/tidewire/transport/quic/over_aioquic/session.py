@@ -19,6 +19,7 @@ from tidewire.transport.quic.backend import (
     SessionEvents,
 )
 from tidewire.transport.quic.over_aioquic.connection import AioquicConnection
+from tidewire.transport.quic.over_aioquic.http3 import AioquicHttp3
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ class AioquicSession:
         """See ``QuicSession``."""
         chain: tuple[x509.Certificate, ...] = self._quic.tls.verified
         return chain
+
+    @property
+    def alpn(self) -> str:
+        """See ``QuicSession``."""
+        return self._quic.tls.alpn_negotiated or ""
 
     @property
     def over(self) -> bool:
@@ -223,6 +229,15 @@ class AioquicSession:
         receiver = stream.receiver
         if not receiver.is_finished and receiver._stop_error_code is None:
             receiver.stop(QuicErrorCode.NO_ERROR)
+
+    def waiting_bytes(self, stream: int) -> int:
+        """See ``QuicSession``."""
+        found = self._quic._streams.get(stream)
+        return 0 if found is None else found.sender._buffer_stop - found.sender._buffer_start
+
+    def http3(self) -> AioquicHttp3:
+        """See ``QuicSession``."""
+        return AioquicHttp3(self._quic, self)
 
     def too_long(self, size: int) -> None:
         """See ``QuicSession``."""
