@@ -16,6 +16,8 @@ from support.server import Running, running
 from support.wires import WIRES
 from tidewire.errors import ConnectionLost
 from tidewire.transport import TransportOptions
+from tidewire.v1.server_pb2 import GetInfoRequest
+from tidewire.v1.server_pb2_grpc import ServerServiceStub
 
 LIMIT_S = 20.0
 CALLS = 40
@@ -145,15 +147,20 @@ async def test_a_dead_server_in_the_list_costs_nothing(pair: list[Running]) -> N
 async def test_the_blocking_client_has_lists_too(pair: list[Running]) -> None:
     """`tidewire.sync.connect` and its channel take several URLs as well."""
     answered = Counter[str]()
+    firsts = set[str]()
 
     def block() -> None:
         with tidewire.sync.connect(urls(pair, "tcp")) as client:
             for _ in range(CALLS):
                 answered[client.info().node_id] += 1
+        with tidewire.sync.channel(urls(pair, "tcp"), balance="first") as channel:
+            stub: Any = ServerServiceStub(channel)
+            firsts.add(stub.GetInfo(GetInfoRequest(), timeout=LIMIT_S).node_id)
 
     thread = threading.Thread(target=block)
     thread.start()
     await asyncio.wait_for(asyncio.to_thread(thread.join), LIMIT_S)
 
+    assert {"first"} == firsts
     assert CALLS == sum(answered.values())
     assert min(answered["first"], answered["second"]) >= CALLS // 4

@@ -205,14 +205,14 @@ class RawChannel(grpc.aio.Channel):
         try:
             while not self.pool.members:
                 self._connectivity.set(State.CONNECTING)
-                if await self._open_one():
+                if await self._open_one() or self.pool.members:
                     return
                 failure = self._failure
                 assert failure is not None
                 self._connectivity.set(State.TRANSIENT_FAILURE)
                 self._fail_waiting(failure)
                 await asyncio.sleep(self._backoff_s())
-                if not self._waiting and not self._wanted:
+                if not self._waiting and not self._wanted and not self.pool.members:
                     self._connectivity.set(State.IDLE)
                     return
         finally:

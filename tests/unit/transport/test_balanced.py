@@ -90,7 +90,7 @@ def ready(made: BalancedChannel, count: int) -> bool:
 async def test_calls_are_spread_evenly(wire: str, policy: str, tmp_path: Path) -> None:
     """Of sixty calls each of three servers has twenty, one after another and at the same time."""
     async with several((wire,) * 3, tmp_path, balance=policy) as (made, served, _):
-        stub = echo_pb2_grpc.EchoServiceStub(made)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await asyncio.wait_for(made.channel_ready(), LIMIT_S)
         await until(lambda: ready(made, 3))
         for _ in range(30):
@@ -128,7 +128,7 @@ async def test_a_dead_server_is_left_out_and_comes_back(wire: str, tmp_path: Pat
     """No call fails while one server is dead; when it is there again it gets its share."""
     async with several((wire,) * 2, tmp_path) as (made, served, encryption):
         assert isinstance(made, BalancedChannel)
-        stub = echo_pb2_grpc.EchoServiceStub(made)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await until(lambda: ready(made, 2))
         (url, dead, _), (_, _, alive) = served
         await dead.stop(None)
@@ -149,7 +149,7 @@ async def test_servers_of_different_wires(tmp_path: Path) -> None:
     """Each call goes over the wire of its server."""
     wires = ("grpc", "tcp", "tls", "unix", "memory")
     async with several(wires, tmp_path) as (made, served, _):
-        stub = echo_pb2_grpc.EchoServiceStub(made)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await until(lambda: ready(made, len(wires)))
         for _ in range(50):
             await stub.Say(Say(text="x"), timeout=LIMIT_S)
@@ -160,7 +160,7 @@ async def test_servers_of_different_wires(tmp_path: Path) -> None:
 async def test_streams_stay_and_count(tmp_path: Path) -> None:
     """A stream talks to one server; who is least busy takes open streams into account."""
     async with several(("tcp", "tcp"), tmp_path, balance="least_outstanding") as (made, served, _):
-        stub = echo_pb2_grpc.EchoServiceStub(made)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await until(lambda: ready(made, 2))
         call = stub.Converse()
         for number in range(10):
@@ -203,7 +203,7 @@ async def test_a_server_whose_calls_fail_is_ejected(wire: str, tmp_path: Path) -
         options = BalanceOptions(failures_max=2, eject_first_s=0.2, health_interval_s=0)
         async with channel([first, second], tls=client_tls, balance_options=options) as made:
             assert isinstance(made, BalancedChannel)
-            stub = echo_pb2_grpc.EchoServiceStub(made)
+            stub: Any = echo_pb2_grpc.EchoServiceStub(made)
             await until(lambda: ready(made, 2))
             health.status = health_pb2.HealthCheckResponse.NOT_SERVING
             failed = 0
@@ -233,7 +233,7 @@ async def test_one_that_does_not_serve_gets_no_calls(tmp_path: Path) -> None:
     async with several(("tcp", "tcp"), tmp_path) as (made, served, _):
         (_, server, _), (_, _, other) = served
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        stub = echo_pb2_grpc.EchoServiceStub(made)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await until(lambda: ready(made, 2))
         health.status = health_pb2.HealthCheckResponse.NOT_SERVING
         await until(lambda: made.backends[0].standing is Standing.FAILING)
@@ -248,7 +248,7 @@ async def test_one_that_does_not_serve_gets_no_calls(tmp_path: Path) -> None:
 async def test_nobody_there_is_told_at_once(tmp_path: Path) -> None:
     """With all servers dead the state says so, and a call has the reason."""
     async with several(("tcp", "tcp"), tmp_path) as (made, served, _):
-        stub = echo_pb2_grpc.EchoServiceStub(made)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await made.channel_ready()
         for _, server, _ in served:
             await server.stop(None)
@@ -271,7 +271,7 @@ async def test_addresses_of_grpc_are_balanced_by_grpc(policy: str, tmp_path: Pat
         made = channel([url for url, _, _ in served], balance=policy, options=SOON)  # type: ignore[arg-type]
         await stack.enter_async_context(made)
         assert not isinstance(made, BalancedChannel)
-        stub = echo_pb2_grpc.EchoServiceStub(made)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await asyncio.wait_for(made.channel_ready(), LIMIT_S)
 
         async def shares() -> list[int]:
@@ -294,7 +294,7 @@ async def test_addresses_of_grpc_are_balanced_by_grpc(policy: str, tmp_path: Pat
 async def test_an_abandoned_stream_is_still_cancelled(wire: str, tmp_path: Path) -> None:
     """Being counted does not keep a stream alive that nobody holds."""
     async with several((wire, wire), tmp_path) as (made, served, _):
-        stub = echo_pb2_grpc.EchoServiceStub(made)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await until(lambda: ready(made, 2))
         call = stub.Repeat(echo_pb2.RepeatRequest(text="x", count=10**9, body_bytes=1_000))
         await call.read()
@@ -302,6 +302,26 @@ async def test_an_abandoned_stream_is_still_cancelled(wire: str, tmp_path: Path)
         gc.collect()
         await until(lambda: any(service.cancelled.is_set() for _, _, service in served))
         await until(lambda: not any(backend.outstanding for backend in made.backends))
+
+
+async def test_closing_leaves_nothing(tmp_path: Path) -> None:
+    """Tasks, timers of ejections and the channels below end with it; calls are refused after."""
+    async with several(("tcp", "tls", "grpcs"), tmp_path) as (made, _, _):
+        await until(lambda: ready(made, 3))
+        before = asyncio.all_tasks()
+        made._ended(made.pick(), True)
+        made._ended(made.pick(), True)
+        await made.close()
+        await made.close()
+
+        assert not made._tasks
+        assert asyncio.all_tasks() <= before
+        assert grpc.ChannelConnectivity.SHUTDOWN is made.get_state(try_to_connect=True)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(made)
+        with pytest.raises((grpc.aio.AioRpcError, grpc.aio.UsageError)):
+            await stub.Say(Say(), timeout=LIMIT_S)
+        with pytest.raises(grpc.aio.UsageError):
+            await made.channel_ready()
 
 
 def test_lists_that_are_none() -> None:
