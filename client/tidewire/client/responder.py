@@ -21,6 +21,11 @@ from tidewire.wire.payload import Value, encode_payload
 
 IN_FLIGHT_MAX: Final = 100
 REMAINING_S_MAX: Final = 3_600.0
+LATE_S: Final = 0.25
+"""
+A query's time is over here this much later: who asked gives up by itself, and is to be told that
+its time was over, not that the responder failed. This ends what the server did not take back.
+"""
 
 
 class Query(Content):
@@ -239,4 +244,4 @@ def status_of(error: Exception) -> status_pb2.Status:
 
 
 def _limit_s(query: Query) -> float | None:
-    return min(query.remaining_s, REMAINING_S_MAX) if query.remaining_s else None
+    return min(query.remaining_s, REMAINING_S_MAX) + LATE_S if query.remaining_s else None
