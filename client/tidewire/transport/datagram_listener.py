@@ -179,8 +179,6 @@ class DatagramListener:
             except OSError as error:
                 self.counters.errors[type(error).__name__] += 1
                 return
-            self.counters.datagrams_in += 1
-            self.counters.bytes_in += len(data)
             self.datagram_received(data, address, now_s)
             if not self.is_open:
                 return
@@ -199,7 +197,10 @@ class DatagramListener:
             now_s: When it came.
             verified: Whether the origin has been proved by other means.
         """
-        refused = self.counters.datagrams_refused
+        counters = self.counters
+        counters.datagrams_in += 1
+        counters.bytes_in += len(data)
+        refused = counters.datagrams_refused
         if len(data) > self.limits.datagram_bytes:
             refused["too_long"] += 1
             return
@@ -313,7 +314,15 @@ class DatagramListener:
         Raises:
             OSError: With EMSGSIZE, when the path is known not to carry it.
         """
-        return self.send_to(origin, data)
+        taken = self.send_to(origin, data)
+        if taken:
+            self.count_out(data)
+        return taken
+
+    def count_out(self, data: bytes) -> None:
+        """Count a datagram of ours, without what DTLS adds."""
+        self.counters.datagrams_out += 1
+        self.counters.bytes_out += len(data)
 
     def send_to(self, address: Address, data: bytes) -> bool:
         """Put a datagram on the socket."""
@@ -327,6 +336,4 @@ class DatagramListener:
             if error.errno not in LOSABLE:
                 self.counters.errors[type(error).__name__] += 1
             return False
-        self.counters.datagrams_out += 1
-        self.counters.bytes_out += len(data)
         return True

@@ -84,7 +84,11 @@ class DtlsPipe:
             step()
         except SSL.Error as error:
             self._flush()
-            self._fail(TlsFailed(f"the DTLS handshake failed: {reason_of(error)}"))
+            self._fail(
+                TlsFailed(
+                    f"the DTLS handshake failed: {self._association.failure or reason_of(error)}"
+                )
+            )
             return
         self._flush()
         if self._association.established and not self._done.done():

@@ -22,6 +22,18 @@ _OPTIONS: Final[tuple[int | None, ...]] = (
     SSL.OP_NO_COMPRESSION,
     SSL.OP_NO_RENEGOTIATION,
 )
+VERIFY_ERRORS: Final = {
+    9: "certificate is not yet valid",
+    10: "certificate has expired",
+    18: "self-signed certificate",
+    19: "self-signed certificate in certificate chain",
+    20: "unable to get local issuer certificate",
+    21: "unable to verify the first certificate",
+    23: "certificate revoked",
+    24: "invalid CA certificate",
+    26: "unsuitable certificate purpose",
+}
+"""Numbers of X509_V_ERR and their words, as ``ssl`` has them."""
 PATH_BYTES: Final = 1_200
 """Datagrams of a handshake are no longer than this."""
 RECORD_HEADER_BYTES: Final = 13
@@ -62,7 +74,7 @@ def make_context(
         mode |= SSL.VERIFY_FAIL_IF_NO_PEER_CERT
     if server and config.ca is None:
         mode = SSL.VERIFY_NONE
-    context.set_verify(mode, lambda *verdict: bool(verdict[-1]))
+    context.set_verify(mode, _note_verdict)
     try:
         if config.certificate is not None and config.key is not None:
             context.use_certificate_chain_file(str(config.certificate))
@@ -85,6 +97,15 @@ def make_context(
     return context
 
 
+def _note_verdict(
+    connection: SSL.Connection, _certificate: Any, number: int, _depth: int, verdict: int
+) -> bool:
+    """Let OpenSSL's verdict stand, and keep why it refuses."""
+    if not verdict:
+        connection.get_app_data().failure = VERIFY_ERRORS.get(number, f"verify error {number}")
+    return bool(verdict)
+
+
 def _select(_: SSL.Connection, offered: list[bytes]) -> Any:
     return ALPN.encode() if ALPN.encode() in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
@@ -100,11 +121,11 @@ class CookieCallbacks:
 
     def make(self, connection: SSL.Connection) -> bytes:
         """Return the cookie of the address a ClientHello came from."""
-        return self._make(connection.get_app_data())
+        return self._make(connection.get_app_data().address)
 
     def check(self, connection: SSL.Connection, cookie: bytes) -> bool:
         """Whether a cookie is that of the address."""
-        return self._check(cookie, connection.get_app_data())
+        return self._check(cookie, connection.get_app_data().address)
 
 
 def reason_of(error: SSL.Error) -> str:
@@ -113,6 +134,16 @@ def reason_of(error: SSL.Error) -> str:
     if isinstance(entries, list) and entries:
         return str(entries[-1][-1])
     return "the peer closed" if isinstance(error, SSL.ZeroReturnError) else str(error)
+
+
+class _Remembered:
+    """What OpenSSL's callbacks need to know of an association, and tell it."""
+
+    __slots__ = ("address", "failure")
+
+    def __init__(self) -> None:
+        self.address = b""
+        self.failure = ""
 
 
 class Association:
@@ -127,7 +158,9 @@ class Association:
     def __init__(self, context: SSL.Context, *, server_name: str | None = None) -> None:
         self.established = False
         self.closed = False
+        self._remembered = _Remembered()
         self._ssl = SSL.Connection(context, None)
+        self._ssl.set_app_data(self._remembered)
         self._ssl.set_ciphertext_mtu(PATH_BYTES)
         if server_name is not None:
             self._ssl.set_connect_state()
@@ -140,13 +173,18 @@ class Association:
         """OpenSSL's object."""
         return self._ssl
 
+    @property
+    def failure(self) -> str:
+        """Why the peer's certificate was refused; empty when it was not."""
+        return self._remembered.failure
+
     def listen(self, data: bytes, address: bytes) -> bool:
         """
         Take the first datagram of an address; whether it shows the cookie we gave it.
 
         When not, :meth:`output` has what asks for it, and this association is of no more use.
         """
-        self._ssl.set_app_data(address)
+        self._remembered.address = address
         self._ssl.bio_write(data)
         try:
             self._ssl.DTLSv1_listen()

@@ -94,7 +94,7 @@ class DtlsListener(DatagramListener):
     def _greet(self, data: bytes, address: Address, now_s: float) -> None:
         """Ask for the cookie, or begin a handshake with who shows it."""
         counters = self.counters
-        if len(data) < RETRY_BYTES or self.is_closing:
+        if len(data) < RETRY_BYTES:
             counters.datagrams_refused["malformed"] += 1
             return
         association = Association(self._current_context())
@@ -119,7 +119,7 @@ class DtlsListener(DatagramListener):
         try:
             messages = association.receive(data) if data else self._begun(association)
         except SSL.Error as error:
-            self._refuse(remote, reason_of(error))
+            self._refuse(remote, association.failure or reason_of(error))
             return
         self._flush(remote)
         if association.established:
@@ -235,7 +235,10 @@ class DtlsListener(DatagramListener):
         if origin.association.closed:
             return False
         origin.association.send(data)
-        return self._flush(origin)
+        taken = self._flush(origin)
+        if taken:
+            self.count_out(data)
+        return taken
 
     def _flush(self, remote: Remote) -> bool:
         taken = True
