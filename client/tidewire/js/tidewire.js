@@ -248,12 +248,13 @@ export class Subscription {
         this.granted = { messages_until: this.creditMessages, bytes_until: this.creditBytes };
         await this.send({ open: { ...this.source, client_id: this.client.options.name ?? "", credit: this.granted, codecs: READABLE } });
         for await (const response of this.call) await this.take(decode(SubscribeResponse, response));
-        return this.close();
+        throw new TidewireError("UNAVAILABLE", "the server ended the subscription because it goes", "DRAINING");
       } catch (error) {
         this.forgetSettling(error);
         if (this.closed) return;
         if (error.code !== "UNAVAILABLE" || this.client.closed) return this.close(error);
         this.onInterrupted(error);
+        await sleep(this.client.options.backoffFirstMs * Math.random());
       }
     }
   }

@@ -231,6 +231,8 @@ export class Connection {
     socket.binaryType = "arraybuffer";
     socket.onopen = () => this.greet(token, name, codecs);
     socket.onmessage = (event) => this.receive(event.data);
+    // Before the connection is there Node 20 says "error" only; afterwards "close" says more.
+    socket.onerror = () => this.peer || this.close(unavailable(`no connection to ${url}: nobody listens, or the server refused the upgrade`));
     socket.onclose = (event) =>
       this.close(unavailable(`the connection to ${url} ended: ${event.code} ${event.reason || "(no reason given)"}`));
   }
