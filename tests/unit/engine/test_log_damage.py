@@ -142,6 +142,7 @@ async def test_a_fenced_operator_stays_fenced(tmp_path: Path) -> None:
         for i in range(8):
             await put(engine, f"k{i}", b"x" * 3000)
         lost, _ = await engine.acquire_operator("totals", 0)
+        late, _ = await engine.acquire_operator("late", 0)
         shutil.copytree(
             tmp_path / "store", tmp_path / "left", ignore=shutil.ignore_patterns("*-shm", "lock")
         )
@@ -149,6 +150,7 @@ async def test_a_fenced_operator_stays_fenced(tmp_path: Path) -> None:
     async with engine_at(tmp_path / "left") as engine:
         epoch, _ = await engine.acquire_operator("totals", 0)
         assert epoch > lost
+        assert (await engine.acquire_operator("late", 0))[0] > late
         await engine.commit(Transaction(checkpoint=checkpoint_at(epoch)))
         with pytest.raises(OperatorFenced):
             await engine.commit(Transaction(checkpoint=checkpoint_at(lost)))

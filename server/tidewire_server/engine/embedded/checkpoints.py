@@ -15,6 +15,7 @@ from tidewire.v1 import checkpoint_pb2
 from tidewire_server.engine.base import CheckpointWrite
 from tidewire_server.engine.embedded import rows
 from tidewire_server.engine.embedded.connections import Connection
+from tidewire_server.engine.embedded.reserved import STEP_MIN
 from tidewire_server.engine.embedded.session import Session
 
 NUMBERS_SKIPPED = 2**20
@@ -81,17 +82,26 @@ def find_operator(connection: Connection, name: str) -> Operator | None:
 
 def acquire(session: Session, name: str, keep: int) -> tuple[int, checkpoint_pb2.Checkpoint | None]:
     """Give an operator its next epoch; return it with the last checkpoint, without its state."""
-    known = _find_operator(session, name) or Operator(name, 0, KEEP_DEFAULT, 0, 0)
+    known = _find_operator(session, name) or _new_operator(session, name)
     operator = replace(known, epoch=known.epoch + 1, keep=keep or known.keep)
     operator.save(session)
     _drop_old(session, operator)
     return operator.epoch, load(session.connection, name, 0, with_state=False)
 
 
+def _new_operator(session: Session, name: str) -> Operator:
+    """
+    An operator that is not known. Where a damaged log has lost groups it may have been: the epoch
+    of the store, which each loss moves by `STEP_MIN` at least, says where it begins.
+    """
+    skipped = session.number("epoch") // STEP_MIN * NUMBERS_SKIPPED
+    return Operator(name, skipped, KEEP_DEFAULT, skipped, 0)
+
+
 def skip_numbers(session: Session) -> None:
     """
     Let every operator go on with epochs and revisions that cannot have been given: a damaged log
-    has lost some. One whose first epoch was lost is not known and begins anew.
+    has lost some.
     """
     for row in list(rows.readable(session.execute("SELECT * FROM operators"))):
         if rows.fits(row[-1], *row[:-1]):

@@ -18,6 +18,7 @@ from tidewire_server.engine.embedded.reserved import (
     EPOCH,
     FENCING_TOKEN,
     STATE_REVISION,
+    STEP_MIN,
     Reserved,
 )
 from tidewire_server.engine.embedded.session import Session
@@ -38,7 +39,7 @@ def skip_numbers(session: Session, reserved: Reserved) -> None:
     """Move every number behind what was reserved, within the transaction that is open."""
     for name, key in FACTS.items():
         number = session.number(name)
-        session.set_number(name, max(number, _mark(reserved, key, number)))
+        session.set_number(name, max(number, _mark(reserved, key, number)) + STEP_MIN)
     checkpoints.skip_numbers(session)
     for stream in session.streams.by_name.values():
         last = stream.last_sequence
