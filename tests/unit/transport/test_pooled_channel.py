@@ -237,7 +237,7 @@ def fds() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.parametrize("wire", ["tcp", "tls"])
+@pytest.mark.parametrize("wire", RAW)
 async def test_nothing_leaks(wire: str, tmp_path: Path) -> None:
     """
     After many calls, losses and idle closings: no task, descriptor, call or connection is left.
