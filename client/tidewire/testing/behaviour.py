@@ -54,7 +54,7 @@ class Absent(Unmet):
     """
 
     def __init__(self, ability: str, what: str) -> None:
-        super().__init__(what)
+        super().__init__(f"{ability}: {what}")
         self.ability = ability
 
 
