@@ -203,7 +203,7 @@ async def main(screenshot: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description="Show the JavaScript client in a browser.")
     parser.add_argument("--screenshot", type=Path, help="keep a picture of the page")
     wanted = parser.parse_args()
     if reason := missing():

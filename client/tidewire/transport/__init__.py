@@ -48,7 +48,7 @@ from tidewire.transport.tcp import stream_listener, tcp_channel, tls_channel
 from tidewire.transport.tls import ServerTls, TlsConfig
 from tidewire.transport.udp import udp_channel, udp_listener
 from tidewire.transport.url import WireUrl, parse_url
-from tidewire.transport.websocket import websocket_listener, ws_channel, wss_channel
+from tidewire.transport.websocket import websocket_channel, websocket_listener
 
 register("grpc", grpc_channel)
 register("grpcs", grpcs_channel)
@@ -90,9 +90,9 @@ if find_spec("picows") is None:
     for scheme in ("ws", "wss"):
         register_missing(scheme, "needs picows: pip install 'tidewire[ws]'")
 else:
-    register("ws", ws_channel)
+    register("ws", websocket_channel)
     register_listener("ws", websocket_listener)
-    register("wss", wss_channel)
+    register("wss", websocket_channel)
     register_listener("wss", websocket_listener, encrypted=True)
 
 __all__ = [

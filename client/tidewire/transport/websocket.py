@@ -7,6 +7,7 @@ the URL is the path of the request, ``/`` by default.
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 ALPN: Final = "http/1.1"
 """What TLS is told is inside: proxies on the way may ask."""
 DEFAULT_PATH: Final = "/"
+_PATH: Final = re.compile(r"(?:/[!-~]*)?")
 
 
-def ws_channel(
+def websocket_channel(
     url: WireUrl,
     *,
     tls: TlsConfig | None,
@@ -41,39 +43,24 @@ def ws_channel(
     interceptors: Sequence[grpc.aio.ClientInterceptor],
     codecs: Sequence[int],
 ) -> RawChannel:
-    """Return a channel without encryption; raise when certificates are given for it."""
-    if tls is not None:
+    """
+    Return a channel; for ``wss`` over TLS 1.3 that verifies the server's chain and name.
+
+    The files are read for each connection, so that new certificates need no new channel.
+
+    Raises:
+        InvalidArgument: Certificates are given for ``ws``, or the path cannot be one.
+        TlsFailed: The files cannot be used.
+    """
+    encrypted = url.scheme == "wss"
+    if encrypted:
+        tls = tls or TlsConfig()
+        client_context(tls, ALPN)  # what is wrong with the files shows now, not at the first call
+    elif tls is not None:
         raise InvalidArgument(
             f"{url.text} is not encrypted, but certificates are given: use wss://"
         )
-    return _channel(url, None, options, interceptors, codecs)
-
-
-def wss_channel(
-    url: WireUrl,
-    *,
-    tls: TlsConfig | None,
-    options: TransportOptions,
-    interceptors: Sequence[grpc.aio.ClientInterceptor],
-    codecs: Sequence[int],
-) -> RawChannel:
-    """
-    Return a channel over TLS 1.3 that verifies the server's chain and name.
-
-    The files are read for each connection, so that new certificates need no new channel.
-    """
-    config = tls or TlsConfig()
-    client_context(config, ALPN)  # what is wrong with the files shows now, not at the first call
-    return _channel(url, config, options, interceptors, codecs)
-
-
-def _channel(
-    url: WireUrl,
-    tls: TlsConfig | None,
-    options: TransportOptions,
-    interceptors: Sequence[grpc.aio.ClientInterceptor],
-    codecs: Sequence[int],
-) -> RawChannel:
+    path = _path(url)
     # Here and not above: picows costs 25 ms to import, and is not there in a bare install.
     from tidewire.transport.websocket_shell import ClientWebSocket
 
@@ -84,7 +71,7 @@ def _channel(
                 raw.counters,
                 options.limits,
                 host=url.target,
-                path=url.path or DEFAULT_PATH,
+                path=path,
             )
 
         dialled = await dial(
@@ -106,10 +93,17 @@ def _channel(
         url.text,
         connect,
         options=options,
-        encrypted=tls is not None,
+        encrypted=encrypted,
         interceptors=interceptors,
         codecs=codecs,
     )
+
+
+def _path(url: WireUrl) -> str:
+    """Return the path of the request; raise when it could not stand in a request line."""
+    if _PATH.fullmatch(url.path) is None:
+        raise InvalidArgument(f"{url.text!r} has a path that is not printable ASCII without spaces")
+    return url.path or DEFAULT_PATH
 
 
 class WebSocketListener(Listener):
@@ -133,13 +127,13 @@ def websocket_listener(
     Listen on TCP for WebSockets, with TLS when there are certificates; port 0 picks one.
 
     Raises:
-        InvalidArgument: The address cannot be resolved or bound.
+        InvalidArgument: The address cannot be resolved or bound, or the path cannot be one.
     """
     from tidewire.transport.websocket_shell import ServerWebSocket
 
     options = server.options
     policy = UpgradePolicy(
-        path=url.path or DEFAULT_PATH,
+        path=_path(url),
         origins=tuple(origin.lower() for origin in options.websocket_origins),
         hosts=tuple(host.lower() for host in options.websocket_hosts),
     )

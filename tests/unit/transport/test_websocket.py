@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -442,3 +444,25 @@ def test_what_cannot_be() -> None:
         server.add_listener("wss://127.0.0.1:0")
     with pytest.raises(InvalidArgument):
         channel("ws://127.0.0.1:1?ca=/nowhere")
+    for path in ("/a b", "/\u00e9"):
+        with pytest.raises(InvalidArgument):
+            channel(f"ws://127.0.0.1:1{path}")
+        with pytest.raises(InvalidArgument):
+            server.add_listener(f"ws://127.0.0.1:0{path}")
+
+
+def test_without_picows() -> None:
+    """An install without picows imports, and names the extra that brings ws and wss."""
+    script = (
+        "import sys; sys.modules['picows'] = None\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'picows' else find(name, *more)\n"
+        "from tidewire.transport import missing, transports\n"
+        "assert not {'ws', 'wss'} & set(transports())\n"
+        "print(*(each.reason for each in missing() if each.scheme == 'wss'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+
+    assert "needs picows: pip install 'tidewire[ws]'" == done.stdout.strip()
