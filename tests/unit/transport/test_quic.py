@@ -489,3 +489,62 @@ async def test_draining_serves_what_is_on_its_way(quic: Quic) -> None:
         assert "released" == (await call).text
         await asyncio.wait_for(stopping, LIMIT_S)
     assert 0 == quic.server.counters.connections_active
+
+
+# Long and many ------------------------------------------------------------------------------------
+
+
+async def test_streams_that_rest_wake_up(quic: Quic) -> None:
+    """Of many open streams each goes on when it is used again, and ends by either side."""
+    async with client(quic) as (connected, stub):
+        streams = [stub.Converse(timeout=3 * LIMIT_S) for _ in range(60)]
+        for number, stream in enumerate(streams):
+            await stream.write(echo_pb2.ConverseRequest(text=str(number)))
+            assert str(number) == (await stream.read()).text
+        sessions: list[Any] = [shell_of(connected).session, *(s.session for s in quic.shells())]
+        resting = [len(session._quic._resting) for session in sessions]
+        for stream in reversed(streams):
+            await stream.write(echo_pb2.ConverseRequest(text="again"))
+            assert "again" == (await stream.read()).text
+        for stream in streams[:30]:
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+        for stream in streams[30:]:
+            stream.cancel()
+        assert "hello" == await say(stub)
+        for session in sessions:
+            await until(lambda session=session: len(session._quic._streams) <= 3)  # type: ignore[misc]
+
+    assert all(count > 20 for count in resting)
+
+
+async def test_keys_are_renewed(quic: Quic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key protects more packets than it may; calls do not notice."""
+    monkeypatch.setattr("tidewire.transport.quic.over_aioquic.connection.KEY_PACKETS_MAX", 20)
+    async with client(quic) as (connected, stub):
+        await say(stub)
+        session: Any = shell_of(connected).session
+        crypto = next(each for each in session._quic._cryptos.values() if each.send.is_valid())
+        secrets = set()
+        for number in range(100):
+            assert str(number) == await say(stub, str(number))
+            secrets.add(crypto.send.secret)
+
+    assert len(secrets) > 3
+
+
+async def test_addresses_of_version_6(tmp_path: Path) -> None:
+    """IPv6 works as IPv4 does, and the peer is named as gRPC names it."""
+    authority = Authority(tmp_path)
+    server_tls = authority.config(authority.issue("server", addresses=("::1",)))
+    tls = authority.config(authority.issue("client"))
+    server = RawServer()
+    echo_pb2_grpc.add_EchoServiceServicer_to_server(EchoService(), server)
+    port = server.add_listener("quic://[::1]:0", tls=server_tls)
+    await server.start()
+    async with channel(f"quic://[::1]:{port}", tls=tls, options=FAST) as connected:
+        stub = echo_pb2_grpc.EchoServiceStub(connected)
+        answer = await stub.Say(echo_pb2.SayRequest(fault="who"), timeout=LIMIT_S)
+    await server.stop(None)
+
+    assert "peer=ipv6:%5B::1%5D:" in answer.text

@@ -3,6 +3,7 @@
 import errno
 import logging
 import socket
+import sys
 from struct import Struct
 from typing import Final
 
@@ -20,6 +21,7 @@ SEGMENTS_MAX: Final = 60
 SEGMENT_TOTAL_MAX: Final = 65_000
 """Bytes of them: they travel through the kernel as one."""
 
+_LINUX: Final = sys.platform == "linux"
 # Linux's numbers, which the socket module does not have.
 _MTU_DISCOVER: Final = {socket.AF_INET: (0, 10), socket.AF_INET6: (41, 23)}
 _PROBE: Final = 3
@@ -41,6 +43,8 @@ def tune(sock: socket.socket, options: TransportOptions) -> bool:
         socket.SOL_SOCKET, socket.SO_RCVBUF, options.receive_buffer_bytes or BUFFER_BYTES
     )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer_bytes or BUFFER_BYTES)
+    if not _LINUX:
+        return False
     try:
         sock.setsockopt(*_MTU_DISCOVER[sock.family], _PROBE)
     except (OSError, KeyError):
@@ -84,7 +88,7 @@ class DatagramSender:
     def __init__(self, sock: socket.socket, *, connected: bool) -> None:
         self._sock = sock
         self._connected = connected
-        self._segments = True
+        self._segments = _LINUX
 
     def __call__(self, datagrams: list[tuple[bytes, Address]]) -> int:
         """

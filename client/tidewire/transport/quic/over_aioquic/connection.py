@@ -14,6 +14,7 @@ from aioquic.quic.connection import (
     QuicConnection,
     QuicConnectionId,
     QuicConnectionState,
+    QuicNetworkPath,
     QuicReceiveContext,
 )
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
@@ -32,6 +33,10 @@ from tidewire.transport.quic.over_aioquic.handshake import Credentials, Handshak
 from tidewire.transport.quic.probing import PathProbe
 from tidewire.transport.quic.tokens import ResetKey
 
+KEY_PACKETS_MAX: Final = 1 << 22
+"""Packets sent under one key; RFC 9001 allows twice as many for AES-GCM, and aioquic any number."""
+AWAKE_MAX: Final = 16
+"""From so many streams on those that rest are set aside."""
 UNIDIRECTIONAL_MAX: Final = 8
 """Streams of one way a peer may open: HTTP/3 needs three."""
 
@@ -77,6 +82,7 @@ class AioquicConnection(QuicConnection):
         """Bytes of streams that were handed over or will never come."""
         self.reset_key: ResetKey | None = None
         self.new_token = b""
+        self._key_since = 0
         self.remembered: tuple[x509.Certificate, ...] = ()
         """At a client: whose ticket is used; only that server can resume the session."""
         self.probe = PathProbe(settings.datagram_bytes_max)
@@ -85,6 +91,8 @@ class AioquicConnection(QuicConnection):
         self._loss._pacer = _Pacer(self._is_idle, max_datagram_size=DATAGRAM_BYTES_LEAST)
         self.retransmitted = 0
         self._watch_losses()
+        self._resting: dict[int, QuicStream] = {}
+        """Open streams with nothing to send, nothing unacknowledged and nothing to tell."""
         for limit, most in (
             (self._local_max_streams_bidi, settings.streams_max),
             (self._local_max_streams_uni, UNIDIRECTIONAL_MAX),
@@ -113,6 +121,55 @@ class AioquicConnection(QuicConnection):
 
         recovery._on_packets_lost = on_lost  # type: ignore[method-assign]
         controller.on_packet_acked = on_acknowledged  # type: ignore[method-assign]
+
+    # Streams that rest -------------------------------------------------------------------------
+
+    def _write_application(
+        self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
+    ) -> None:
+        """
+        Let aioquic look only at streams that may have something to send.
+
+        It looks at every open stream for every packet, twice: with 900 calls that wait, a call
+        beside them took 1.1 ms instead of 0.26.
+        """
+        if len(self._streams_queue) > AWAKE_MAX:
+            awake: list[QuicStream] = []
+            for stream in self._streams_queue:
+                if stream.stream_id is not None and _rests(stream):
+                    self._resting[stream.stream_id] = stream
+                else:
+                    awake.append(stream)
+            self._streams_queue = awake
+        everything = self._streams
+        if not self._resting:
+            super()._write_application(builder, network_path, now)
+            return
+        shown = {each.stream_id: each for each in self._streams_queue if each.stream_id is not None}
+        names = list(shown)
+        self._streams = shown
+        try:
+            super()._write_application(builder, network_path, now)
+        finally:
+            self._streams = everything
+            for name in names:
+                if name not in shown:
+                    del everything[name]
+
+    def rouse(self, identifier: int) -> None:
+        """Let a stream be looked at again: something happened to it."""
+        stream = self._resting.pop(identifier, None)
+        if stream is not None:
+            self._streams_queue.append(stream)
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        self.rouse(stream_id)
+        return super()._get_or_create_stream(frame_type, stream_id)
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        super()._on_max_stream_data_delivery(delivery, stream)
+        assert stream.stream_id is not None
+        self.rouse(stream.stream_id)
 
     def _is_idle(self) -> bool:
         """Whether one more packet would have nothing to carry."""
@@ -238,6 +295,12 @@ class AioquicConnection(QuicConnection):
             buf.push_uint_var(limit)
             stream.max_stream_data_local_sent = limit
 
+    def spend_key(self) -> None:
+        """Take a new key before the one in use has protected too many packets."""
+        if self._packet_number - self._key_since > KEY_PACKETS_MAX and self._handshake_confirmed:
+            self._key_since = self._packet_number
+            self.request_key_update()
+
     # Path -------------------------------------------------------------------------------------
 
     @property
@@ -296,3 +359,15 @@ class AioquicConnection(QuicConnection):
         controller._max_datagram_size = size
         least = min(10 * size, max(14_720, 2 * size))
         loss._cc.congestion_window = max(loss._cc.congestion_window, least)
+
+
+def _rests(stream: QuicStream) -> bool:
+    """Whether nothing will happen to a stream by itself: no frame, no acknowledgement, no loss."""
+    sender, receiver = stream.sender, stream.receiver
+    return (
+        (sender.is_finished or (sender._buffer_fin is None and sender._reset_error_code is None))
+        and sender._buffer_start == sender._buffer_stop
+        and receiver._stop_error_code is None
+        and stream.max_stream_data_local_sent == stream.max_stream_data_local
+        and not (sender.is_finished and receiver.is_finished)
+    )

@@ -180,6 +180,7 @@ class AioquicSession:
         if space is not None and space.ack_at is not None and self.unsent_bytes:
             # What is sent anyhow carries the acknowledgement, which else is a datagram of its own.
             space.ack_at = now_s
+        quic.spend_key()
         made: list[tuple[bytes, Address]] = quic.datagrams_to_send(now=now_s)
         if quic.may_probe:
             made += quic.write_probe(now_s)
@@ -208,6 +209,7 @@ class AioquicSession:
             found = quic._get_or_create_stream_for_send(stream)
         sender = found.sender
         if sender._reset_error_code is None and sender._buffer_fin is None:
+            quic.rouse(stream)
             sender.write(data, end_stream=last)
             self._written += len(data)
 
@@ -215,6 +217,7 @@ class AioquicSession:
         """See ``QuicSession``."""
         found = self._quic._streams.get(stream)
         if found is not None:
+            self._quic.rouse(stream)
             found.sender.reset(QuicErrorCode.NO_ERROR)
             self._drop_unsent(found)
             self._stop(found)
@@ -223,6 +226,7 @@ class AioquicSession:
         """See ``QuicSession``."""
         found = self._quic._streams.get(stream)
         if found is not None:
+            self._quic.rouse(stream)
             self._stop(found)
 
     def _stop(self, stream: QuicStream) -> None:
