@@ -85,6 +85,11 @@ Each family has one status code, each class below it one reason of the published
         DataLoss
             DataCorrupt
         Unauthenticated
+            SignatureMissing
+            SignatureInvalid
+            UnknownKey
+            Replayed
+            WrongRecipient
 """
 
 from tidewire.errors._reasons import (
@@ -130,11 +135,14 @@ from tidewire.errors._reasons import (
     ProducerGap,
     ProtocolOrder,
     ProtocolViolation,
+    Replayed,
     ResponderFailed,
     RespondersBusy,
     RevisionCompacted,
     RevisionInFuture,
     RevisionMismatch,
+    SignatureInvalid,
+    SignatureMissing,
     SlowConsumer,
     StaleAck,
     StoreFull,
@@ -150,9 +158,11 @@ from tidewire.errors._reasons import (
     TooManyCalls,
     TooManyConnections,
     TooManyPings,
+    UnknownKey,
     WireUnsuitable,
     WireVersionUnsupported,
     WrongLastSequence,
+    WrongRecipient,
 )
 from tidewire.errors._root import (
     DOMAIN,
@@ -234,12 +244,15 @@ __all__ = (
     "ProducerGap",
     "ProtocolOrder",
     "ProtocolViolation",
+    "Replayed",
     "ResourceExhausted",
     "ResponderFailed",
     "RespondersBusy",
     "RevisionCompacted",
     "RevisionInFuture",
     "RevisionMismatch",
+    "SignatureInvalid",
+    "SignatureMissing",
     "SlowConsumer",
     "StaleAck",
     "StoreFull",
@@ -260,9 +273,11 @@ __all__ = (
     "Unavailable",
     "Unimplemented",
     "Unknown",
+    "UnknownKey",
     "WireUnsuitable",
     "WireVersionUnsupported",
     "WrongLastSequence",
+    "WrongRecipient",
     "from_status",
     "reason_name",
 )

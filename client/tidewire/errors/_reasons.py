@@ -10,6 +10,7 @@ from tidewire.errors._root import (
     NotFound,
     OutOfRange,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
     Unknown,
@@ -384,6 +385,39 @@ class TlsFailed(Unavailable):
 
     retry_safe = False
     reason = Reason.REASON_TLS_FAILED
+
+
+class SignatureMissing(Unauthenticated):
+    """A batch has no signature where one is required."""
+
+    reason = Reason.REASON_SIGNATURE_MISSING
+
+
+class SignatureInvalid(Unauthenticated):
+    """
+    The signature of a batch does not fit its content or its key, or the key's certificate is not
+    valid.
+    """
+
+    reason = Reason.REASON_SIGNATURE_INVALID
+
+
+class UnknownKey(Unauthenticated):
+    """A batch is signed with a key the receiver does not trust."""
+
+    reason = Reason.REASON_UNKNOWN_KEY
+
+
+class Replayed(Unauthenticated):
+    """A signed batch was there before, or its signature is not of the time it was published."""
+
+    reason = Reason.REASON_REPLAYED
+
+
+class WrongRecipient(Unauthenticated):
+    """A batch was signed for somebody else."""
+
+    reason = Reason.REASON_WRONG_RECIPIENT
 
 
 class OutcomeUnknown(Unknown):

@@ -26,19 +26,19 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidewire/v1/common.proto\x12\x0btidewire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x1e\n\x0bPayloadList\x12\x0f\n\x07payload\x18\x01 \x03(\x0c\"4\n\x0bMessageList\x12%\n\x07message\x18\x01 \x03(\x0b\x32\x14.tidewire.v1.Message\"?\n\x07Message\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12#\n\x06header\x18\x02 \x03(\x0b\x32\x13.tidewire.v1.Header\"$\n\x06Header\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"\xe9\x02\n\x05\x42\x61tch\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12!\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x12.tidewire.v1.Codec\x12#\n\x04\x66orm\x18\x03 \x01(\x0e\x32\x15.tidewire.v1.BodyForm\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\x10\n\x08raw_size\x18\x05 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x06 \x01(\x07\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12\x13\n\x0bproducer_id\x18\x08 \x01(\t\x12\x16\n\x0eproducer_epoch\x18\t \x01(\r\x12\x19\n\x11producer_sequence\x18\n \x01(\x04\x12\x13\n\x0bmessage_ids\x18\x0b \x03(\t\x12\x11\n\tsignature\x18\x0c \x01(\x0c\x12\x18\n\x10signature_key_id\x18\r \x01(\t\x12)\n\x08selected\x18\x0e \x03(\x0b\x32\x17.tidewire.v1.IndexRange\x12\x13\n\x0btraceparent\x18\x0f \x01(\t\")\n\nIndexRange\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0c\n\x04last\x18\x02 \x01(\r\",\n\rSequenceRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\x87\x01\n\x07Payload\x12!\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x12.tidewire.v1.Codec\x12\x10\n\x08raw_size\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12#\n\x06header\x18\x04 \x03(\x0b\x32\x13.tidewire.v1.Header\x12\x14\n\x0c\x63ontent_type\x18\x05 \x01(\t\"5\n\x06\x43redit\x12\x16\n\x0emessages_until\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_until\x18\x02 \x01(\x04\"\xa9\x01\n\x06Opened\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.tidewire.v1.Limits\x12\"\n\x06\x63odecs\x18\x04 \x03(\x0e\x32\x12.tidewire.v1.Codec\x12#\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x13.tidewire.v1.Credit\x12\x11\n\tstream_id\x18\x06 \x01(\t\"\xcd\x01\n\x06Limits\x12\x19\n\x11payload_bytes_max\x18\x01 \x01(\r\x12\x1a\n\x12overhead_bytes_max\x18\x02 \x01(\r\x12\x1a\n\x12\x62\x61tch_messages_max\x18\x03 \x01(\r\x12\x17\n\x0f\x61\x63k_pending_max\x18\x04 \x01(\r\x12\x1a\n\x12response_bytes_max\x18\x05 \x01(\r\x12\"\n\x1atransaction_operations_max\x18\x06 \x01(\r\x12\x17\n\x0f\x63hunk_bytes_max\x18\x07 \x01(\r\"4\n\x08\x44raining\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\nItemResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status*_\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_NONE\x10\x01\x12\r\n\tCODEC_LZ4\x10\x02\x12\x10\n\x0c\x43ODEC_SNAPPY\x10\x03\x12\x0e\n\nCODEC_ZSTD\x10\x04*U\n\x08\x42odyForm\x12\x19\n\x15\x42ODY_FORM_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42ODY_FORM_PAYLOADS\x10\x01\x12\x16\n\x12\x42ODY_FORM_MESSAGES\x10\x02*\x7f\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44URABILITY_MEMORY\x10\x01\x12\x11\n\rDURABILITY_OS\x10\x02\x12\x14\n\x10\x44URABILITY_FSYNC\x10\x03\x12\x15\n\x11\x44URABILITY_QUORUM\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidewire/v1/common.proto\x12\x0btidewire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x1e\n\x0bPayloadList\x12\x0f\n\x07payload\x18\x01 \x03(\x0c\"4\n\x0bMessageList\x12%\n\x07message\x18\x01 \x03(\x0b\x32\x14.tidewire.v1.Message\"?\n\x07Message\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12#\n\x06header\x18\x02 \x03(\x0b\x32\x13.tidewire.v1.Header\"$\n\x06Header\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"\xb9\x03\n\x05\x42\x61tch\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12!\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x12.tidewire.v1.Codec\x12#\n\x04\x66orm\x18\x03 \x01(\x0e\x32\x15.tidewire.v1.BodyForm\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\x10\n\x08raw_size\x18\x05 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x06 \x01(\x07\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12\x13\n\x0bproducer_id\x18\x08 \x01(\t\x12\x16\n\x0eproducer_epoch\x18\t \x01(\r\x12\x19\n\x11producer_sequence\x18\n \x01(\x04\x12\x13\n\x0bmessage_ids\x18\x0b \x03(\t\x12\x11\n\tsignature\x18\x0c \x01(\x0c\x12\x18\n\x10signature_key_id\x18\r \x01(\t\x12)\n\x08selected\x18\x0e \x03(\x0b\x32\x17.tidewire.v1.IndexRange\x12\x13\n\x0btraceparent\x18\x0f \x01(\t\x12\x19\n\x11signature_time_us\x18\x10 \x01(\x04\x12\x17\n\x0fsignature_nonce\x18\x11 \x01(\x0c\x12\x1a\n\x12signature_audience\x18\x12 \x01(\t\")\n\nIndexRange\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0c\n\x04last\x18\x02 \x01(\r\",\n\rSequenceRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\x87\x01\n\x07Payload\x12!\n\x05\x63odec\x18\x01 \x01(\x0e\x32\x12.tidewire.v1.Codec\x12\x10\n\x08raw_size\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12#\n\x06header\x18\x04 \x03(\x0b\x32\x13.tidewire.v1.Header\x12\x14\n\x0c\x63ontent_type\x18\x05 \x01(\t\"5\n\x06\x43redit\x12\x16\n\x0emessages_until\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_until\x18\x02 \x01(\x04\"\xa9\x01\n\x06Opened\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.tidewire.v1.Limits\x12\"\n\x06\x63odecs\x18\x04 \x03(\x0e\x32\x12.tidewire.v1.Codec\x12#\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x13.tidewire.v1.Credit\x12\x11\n\tstream_id\x18\x06 \x01(\t\"\xcd\x01\n\x06Limits\x12\x19\n\x11payload_bytes_max\x18\x01 \x01(\r\x12\x1a\n\x12overhead_bytes_max\x18\x02 \x01(\r\x12\x1a\n\x12\x62\x61tch_messages_max\x18\x03 \x01(\r\x12\x17\n\x0f\x61\x63k_pending_max\x18\x04 \x01(\r\x12\x1a\n\x12response_bytes_max\x18\x05 \x01(\r\x12\"\n\x1atransaction_operations_max\x18\x06 \x01(\r\x12\x17\n\x0f\x63hunk_bytes_max\x18\x07 \x01(\r\"4\n\x08\x44raining\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\nItemResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status*_\n\x05\x43odec\x12\x15\n\x11\x43ODEC_UNSPECIFIED\x10\x00\x12\x0e\n\nCODEC_NONE\x10\x01\x12\r\n\tCODEC_LZ4\x10\x02\x12\x10\n\x0c\x43ODEC_SNAPPY\x10\x03\x12\x0e\n\nCODEC_ZSTD\x10\x04*U\n\x08\x42odyForm\x12\x19\n\x15\x42ODY_FORM_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42ODY_FORM_PAYLOADS\x10\x01\x12\x16\n\x12\x42ODY_FORM_MESSAGES\x10\x02*\x7f\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44URABILITY_MEMORY\x10\x01\x12\x11\n\rDURABILITY_OS\x10\x02\x12\x14\n\x10\x44URABILITY_FSYNC\x10\x03\x12\x15\n\x11\x44URABILITY_QUORUM\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidewire.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODEC']._serialized_start=1432
-  _globals['_CODEC']._serialized_end=1527
-  _globals['_BODYFORM']._serialized_start=1529
-  _globals['_BODYFORM']._serialized_end=1614
-  _globals['_DURABILITY']._serialized_start=1616
-  _globals['_DURABILITY']._serialized_end=1743
+  _globals['_CODEC']._serialized_start=1512
+  _globals['_CODEC']._serialized_end=1607
+  _globals['_BODYFORM']._serialized_start=1609
+  _globals['_BODYFORM']._serialized_end=1694
+  _globals['_DURABILITY']._serialized_start=1696
+  _globals['_DURABILITY']._serialized_end=1823
   _globals['_PAYLOADLIST']._serialized_start=98
   _globals['_PAYLOADLIST']._serialized_end=128
   _globals['_MESSAGELIST']._serialized_start=130
@@ -48,21 +48,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEADER']._serialized_start=249
   _globals['_HEADER']._serialized_end=285
   _globals['_BATCH']._serialized_start=288
-  _globals['_BATCH']._serialized_end=649
-  _globals['_INDEXRANGE']._serialized_start=651
-  _globals['_INDEXRANGE']._serialized_end=692
-  _globals['_SEQUENCERANGE']._serialized_start=694
-  _globals['_SEQUENCERANGE']._serialized_end=738
-  _globals['_PAYLOAD']._serialized_start=741
-  _globals['_PAYLOAD']._serialized_end=876
-  _globals['_CREDIT']._serialized_start=878
-  _globals['_CREDIT']._serialized_end=931
-  _globals['_OPENED']._serialized_start=934
-  _globals['_OPENED']._serialized_end=1103
-  _globals['_LIMITS']._serialized_start=1106
-  _globals['_LIMITS']._serialized_end=1311
-  _globals['_DRAINING']._serialized_start=1313
-  _globals['_DRAINING']._serialized_end=1365
-  _globals['_ITEMRESULT']._serialized_start=1367
-  _globals['_ITEMRESULT']._serialized_end=1430
+  _globals['_BATCH']._serialized_end=729
+  _globals['_INDEXRANGE']._serialized_start=731
+  _globals['_INDEXRANGE']._serialized_end=772
+  _globals['_SEQUENCERANGE']._serialized_start=774
+  _globals['_SEQUENCERANGE']._serialized_end=818
+  _globals['_PAYLOAD']._serialized_start=821
+  _globals['_PAYLOAD']._serialized_end=956
+  _globals['_CREDIT']._serialized_start=958
+  _globals['_CREDIT']._serialized_end=1011
+  _globals['_OPENED']._serialized_start=1014
+  _globals['_OPENED']._serialized_end=1183
+  _globals['_LIMITS']._serialized_start=1186
+  _globals['_LIMITS']._serialized_end=1391
+  _globals['_DRAINING']._serialized_start=1393
+  _globals['_DRAINING']._serialized_end=1445
+  _globals['_ITEMRESULT']._serialized_start=1447
+  _globals['_ITEMRESULT']._serialized_end=1510
 # @@protoc_insertion_point(module_scope)

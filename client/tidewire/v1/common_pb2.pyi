@@ -234,6 +234,9 @@ class Batch(_message.Message):
     SIGNATURE_KEY_ID_FIELD_NUMBER: _builtins.int
     SELECTED_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    SIGNATURE_TIME_US_FIELD_NUMBER: _builtins.int
+    SIGNATURE_NONCE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_AUDIENCE_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Subject of all messages; no wildcards."""
     codec: Global___Codec.ValueType
@@ -257,11 +260,17 @@ class Batch(_message.Message):
     already are duplicates.
     """
     signature: _builtins.bytes
-    """Ed25519 signature of the publisher, opaque to the server; at most 64 bytes."""
+    """Ed25519 signature of the publisher over the bytes that SIGNING.md describes; 64 bytes, or none. Opaque to the server."""
     signature_key_id: _builtins.str
-    """Key that made `signature`."""
+    """Key that made `signature`; at most 128 bytes."""
     traceparent: _builtins.str
-    """W3C trace context of the publisher; empty when there is none. At most 256 bytes."""
+    """W3C trace context of the publisher; empty when there is none. At most 256 bytes. Not signed."""
+    signature_time_us: _builtins.int
+    """When the publisher signed: microseconds since 1970-01-01T00:00:00Z; 0 without a signature."""
+    signature_nonce: _builtins.bytes
+    """Random number of this signature, 16 to 32 bytes; empty without a signature, or when `producer_sequence` is set."""
+    signature_audience: _builtins.str
+    """Whom the publisher signed it for, such as a cluster id; others refuse it. At most 128 bytes; empty: for who expects no name."""
     @_builtins.property
     def message_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Message ids for deduplication: none, or one for each message, in order; an empty one is no id. Each at most 128 bytes."""
@@ -290,10 +299,13 @@ class Batch(_message.Message):
         signature_key_id: _builtins.str = ...,
         selected: _abc.Iterable[Global___IndexRange] | None = ...,
         traceparent: _builtins.str = ...,
+        signature_time_us: _builtins.int = ...,
+        signature_nonce: _builtins.bytes = ...,
+        signature_audience: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "codec", b"codec", "count", b"count", "crc32c", b"crc32c", "form", b"form", "message_ids", b"message_ids", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "producer_sequence", b"producer_sequence", "raw_size", b"raw_size", "selected", b"selected", "signature", b"signature", "signature_key_id", b"signature_key_id", "subject", b"subject", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "codec", b"codec", "count", b"count", "crc32c", b"crc32c", "form", b"form", "message_ids", b"message_ids", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "producer_sequence", b"producer_sequence", "raw_size", b"raw_size", "selected", b"selected", "signature", b"signature", "signature_audience", b"signature_audience", "signature_key_id", b"signature_key_id", "signature_nonce", b"signature_nonce", "signature_time_us", b"signature_time_us", "subject", b"subject", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

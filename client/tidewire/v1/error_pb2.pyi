@@ -177,6 +177,16 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_PERMISSION_DENIED: _Reason.ValueType  # 171
     """Not allowed."""
+    REASON_SIGNATURE_MISSING: _Reason.ValueType  # 173
+    """A batch has no signature where one is required."""
+    REASON_SIGNATURE_INVALID: _Reason.ValueType  # 174
+    """The signature of a batch does not fit its content or its key, or the key's certificate is not valid."""
+    REASON_UNKNOWN_KEY: _Reason.ValueType  # 175
+    """A batch is signed with a key the receiver does not trust."""
+    REASON_REPLAYED: _Reason.ValueType  # 176
+    """A signed batch was there before, or its signature is not of the time it was published."""
+    REASON_WRONG_RECIPIENT: _Reason.ValueType  # 177
+    """A batch was signed for somebody else."""
     REASON_DEADLINE_EXPIRED: _Reason.ValueType  # 190
     """DEADLINE_EXCEEDED and CANCELLED.
 
@@ -360,6 +370,16 @@ No valid credentials.
 """
 REASON_PERMISSION_DENIED: Reason.ValueType  # 171
 """Not allowed."""
+REASON_SIGNATURE_MISSING: Reason.ValueType  # 173
+"""A batch has no signature where one is required."""
+REASON_SIGNATURE_INVALID: Reason.ValueType  # 174
+"""The signature of a batch does not fit its content or its key, or the key's certificate is not valid."""
+REASON_UNKNOWN_KEY: Reason.ValueType  # 175
+"""A batch is signed with a key the receiver does not trust."""
+REASON_REPLAYED: Reason.ValueType  # 176
+"""A signed batch was there before, or its signature is not of the time it was published."""
+REASON_WRONG_RECIPIENT: Reason.ValueType  # 177
+"""A batch was signed for somebody else."""
 REASON_DEADLINE_EXPIRED: Reason.ValueType  # 190
 """DEADLINE_EXCEEDED and CANCELLED.
 

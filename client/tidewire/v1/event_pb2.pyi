@@ -707,6 +707,7 @@ class DeadLetter(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    ORIGIN_DIGEST_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     """Stream it came from."""
     consumer: _builtins.str
@@ -717,6 +718,8 @@ class DeadLetter(_message.Message):
     """Deliveries made."""
     reason: _builtins.str
     """Reason: of the consumer's TERMINATE, or of the last RETRY, or "ack wait passed"."""
+    origin_digest: _builtins.bytes
+    """Of a signed batch: its origin digest (SIGNING.md), because what it is made of is not stored with a dead letter. 32 bytes."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -730,10 +733,11 @@ class DeadLetter(_message.Message):
         attempts: _builtins.int = ...,
         reason: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        origin_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "consumer", b"consumer", "reason", b"reason", "sequence", b"sequence", "stream", b"stream", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "consumer", b"consumer", "origin_digest", b"origin_digest", "reason", b"reason", "sequence", b"sequence", "stream", b"stream", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
