@@ -22,6 +22,12 @@ from tidewire.errors import (
 from tidewire.v1 import common_pb2
 from tidewire.wire.codec import CodecName, decompress, name_of, shrink
 from tidewire.wire.scan import check_request_size, count_fields
+from tidewire.wire.signed import (
+    AUDIENCE_BYTES_MAX,
+    KEY_ID_BYTES_MAX,
+    NONCE_BYTES_MAX,
+    SIGNATURE_BYTES,
+)
 from tidewire.wire.subject import check_subject
 
 Headers: TypeAlias = Sequence[tuple[str, bytes]]
@@ -30,8 +36,6 @@ BATCH_MESSAGES_MAX: Final = 65_536
 PAYLOAD_BYTES_MAX: Final = 10 * 1024 * 1024
 MESSAGE_ID_BYTES_MAX: Final = 128
 PRODUCER_ID_BYTES_MAX: Final = 64
-SIGNATURE_BYTES_MAX: Final = 64
-SIGNATURE_KEY_ID_BYTES_MAX: Final = 128
 TRACEPARENT_BYTES_MAX: Final = 256
 HEADER_KEY_BYTES_MAX: Final = 256
 HEADER_VALUE_BYTES_MAX: Final = 64 * 1024
@@ -199,10 +203,14 @@ def _check_rest(batch: common_pb2.Batch) -> None:
     producer_bytes = len(batch.producer_id.encode())
     if producer_bytes > PRODUCER_ID_BYTES_MAX or (batch.producer_sequence and not producer_bytes):
         raise _invalid("producer_id", f"it must have 1 to {PRODUCER_ID_BYTES_MAX} bytes")
-    if len(batch.signature) > SIGNATURE_BYTES_MAX:
-        raise _invalid("signature", f"it must have at most {SIGNATURE_BYTES_MAX} bytes")
-    if len(batch.signature_key_id) > SIGNATURE_KEY_ID_BYTES_MAX:
-        raise _invalid("signature_key_id", f"at most {SIGNATURE_KEY_ID_BYTES_MAX} bytes go")
+    if len(batch.signature) > SIGNATURE_BYTES:
+        raise _invalid("signature", f"it must have at most {SIGNATURE_BYTES} bytes")
+    if len(batch.signature_key_id.encode()) > KEY_ID_BYTES_MAX:
+        raise _invalid("signature_key_id", f"at most {KEY_ID_BYTES_MAX} bytes go")
+    if len(batch.signature_nonce) > NONCE_BYTES_MAX:
+        raise _invalid("signature_nonce", f"at most {NONCE_BYTES_MAX} bytes go")
+    if len(batch.signature_audience.encode()) > AUDIENCE_BYTES_MAX:
+        raise _invalid("signature_audience", f"at most {AUDIENCE_BYTES_MAX} bytes go")
     if len(batch.traceparent) > TRACEPARENT_BYTES_MAX:
         raise _invalid("traceparent", f"it must have at most {TRACEPARENT_BYTES_MAX} bytes")
 
