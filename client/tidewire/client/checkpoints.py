@@ -178,7 +178,7 @@ class Operator:
             epoch=self.epoch,
             digest=hashlib.sha256(raw).digest(),
             positions=_positions(positions),
-            outputs=[self._output(output) for output in outputs],
+            outputs=[self._signed(self._output(output)) for output in outputs],
             request_id=uuid.uuid4().hex,
             note=note,
         )
@@ -249,6 +249,14 @@ class Operator:
         request = checkpoint_pb2.DeleteCheckpointRequest(operator=self.name, revision=revision)
         response = await self._session.unary(self._stub.DeleteCheckpoint, request, repeatable=False)
         return int(response.deleted)
+
+    def _signed(self, output: event_pb2.PublishRequest) -> event_pb2.PublishRequest:
+        if self._session.options.signer is None or output.batch.signature:
+            return output
+        signed = event_pb2.PublishRequest()
+        signed.CopyFrom(output)
+        self._session.sign(signed.batch)
+        return signed
 
     def _output(self, output: Output) -> event_pb2.PublishRequest:
         if isinstance(output, event_pb2.PublishRequest):

@@ -33,6 +33,7 @@ from tidewire.v1.server_pb2_grpc import ServerServiceStub
 from tidewire.wire.codec import codecs_installed, name_of
 
 if TYPE_CHECKING:
+    from tidewire.signing import Signer, Verifier
     from tidewire.transport import BalancePolicy, TlsConfig, TransportOptions
 
 
@@ -189,6 +190,8 @@ def connect(
     balance: "BalancePolicy" = "round_robin",
     transport_options: "TransportOptions | None" = None,
     channel: grpc.aio.Channel | None = None,
+    signer: "Signer | None" = None,
+    verifier: "Verifier | None" = None,
 ) -> Opening[Client]:
     """
     Connect to a server: ``async with tidewire.connect("tcp://localhost:7401") as client``.
@@ -214,6 +217,9 @@ def connect(
             of this client, or the first that is there.
         transport_options: Limits and buffers of the wire.
         channel: Use this channel instead of making one; the client closes it.
+        signer: Signs every batch of events this client publishes; see `tidewire.signing`.
+        verifier: Verifies every batch of events this client receives, before its messages reach
+            anybody. What it refuses is counted, told, and settled as never to be delivered again.
 
     Raises:
         InvalidArgument: The URL or an option cannot be used.
@@ -229,6 +235,8 @@ def connect(
         connect_timeout_s=times.connect_s if connect_timeout_s is None else connect_timeout_s,
         compression=compression,
         retry=retry or RetryPolicy(),
+        signer=signer,
+        verifier=verifier,
     )
 
     async def open_() -> Client:

@@ -4,14 +4,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from tidewire.client.durable import StreamHandle
-from tidewire.client.fetching import UnarySettler
+from tidewire.client.fetching import UnarySettler, messages_of
 from tidewire.client.lanes import PublishAck
-from tidewire.client.message import Message, MessageBatch
+from tidewire.client.message import Message
 from tidewire.client.naming import Start, start_of
 from tidewire.client.opening import Opening
 from tidewire.client.publisher import Publisher
 from tidewire.client.publishing import Publishing
 from tidewire.client.session import PRIORITY_EVENTS
+from tidewire.client.signing import consumer_reader, stream_reader
 from tidewire.client.subscription import (
     CONSUMER_WINDOW_MESSAGES,
     WINDOW_BYTES,
@@ -172,11 +173,7 @@ class Events(Publishing):
         )
         response = await self._fetch(request, wait_s, repeatable=False)
         settler = UnarySettler(self._session, source)
-        return [
-            message
-            for delivery in response.deliveries
-            for message in MessageBatch(delivery, settler)
-        ]
+        return messages_of(self._session, response, consumer_reader(stream, consumer), settler)
 
     async def fetch_from(
         self,
@@ -199,7 +196,7 @@ class Events(Publishing):
             ordered=ordered, messages_max=messages_max, bytes_max=bytes_max
         )
         response = await self._fetch(request, wait_s, repeatable=True)
-        messages = [m for delivery in response.deliveries for m in MessageBatch(delivery)]
+        messages = messages_of(self._session, response, stream_reader(stream))
         return messages, int(response.next_sequence)
 
     async def _fetch(

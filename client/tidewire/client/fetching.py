@@ -1,9 +1,14 @@
-"""Acknowledging what was fetched by single calls: acks of one loop turn share a call."""
+"""
+Reading what was fetched by single calls, and acknowledging it: acks of one loop turn share a call.
+"""
 
 import asyncio
+from collections.abc import Hashable
 
+from tidewire.client.message import Message, MessageBatch
 from tidewire.client.session import PRIORITY_EVENTS, Session, log
 from tidewire.client.settling import Settlements
+from tidewire.client.signing import admission, refusal_reason, sequences_of
 from tidewire.errors import TidewireError
 from tidewire.v1 import event_pb2
 from tidewire.v1.event_pb2_grpc import EventServiceStub
@@ -68,3 +73,41 @@ class UnarySettler:
             self._acks.give_up(error)
         finally:
             self._session.untrack(self)
+
+
+def messages_of(
+    session: Session,
+    response: event_pb2.FetchResponse,
+    reader: Hashable,
+    settler: UnarySettler | None = None,
+) -> list[Message]:
+    """
+    Return the messages that were fetched, without those the client's verifier refuses.
+
+    Args:
+        session: Of the client.
+        response: What was fetched.
+        reader: Name of those who share what is fetched.
+        settler: Settles them, and what was refused as never to be delivered again; ``None`` where
+            nothing is acknowledged.
+    """
+    gate = admission(session, reader)
+    messages: list[Message] = []
+    for delivery in response.deliveries:
+        signed_by = ""
+        if gate is not None:
+            try:
+                signed_by = gate.admit(delivery)
+            except TidewireError as error:
+                if settler is not None:
+                    reason = refusal_reason(error)
+                    for sequence in sequences_of(delivery):
+                        settler.settle_other(
+                            sequence,
+                            delivery.attempt,
+                            event_pb2.SETTLEMENT_TERMINATE,
+                            reason=reason,
+                        )
+                continue
+        messages.extend(MessageBatch(delivery, settler, signed_by=signed_by))
+    return messages

@@ -46,6 +46,8 @@ class MessageBatch:
             is acknowledged.
         payloads: Payload of each.
         pending: Messages of the stream behind these that the subscriber is still to get.
+        signed_by: Key that signed them, verified by this client; empty without a verifier, and for
+            unsigned ones that it lets pass.
     """
 
     __slots__ = (
@@ -58,6 +60,7 @@ class MessageBatch:
         "payloads",
         "pending",
         "sequences",
+        "signed_by",
         "stream",
         "subject",
         "traceparent",
@@ -69,6 +72,7 @@ class MessageBatch:
         settler: Settler | None = None,
         bytes_max: int = PAYLOAD_BYTES_MAX,
         after_sequence: int = 0,
+        signed_by: str = "",
     ) -> None:
         batch = delivery.batch
         entries = decode(batch, bytes_max)
@@ -86,6 +90,7 @@ class MessageBatch:
         self.pending: int = delivery.pending
         self.first_sequence: int = first
         self.traceparent: str = batch.traceparent
+        self.signed_by = signed_by
         self._time: Timestamp | None = delivery.time if delivery.HasField("time") else None
         self.dead_letter_ = delivery.dead_letter if delivery.HasField("dead_letter") else None
         self._settler = settler
@@ -203,6 +208,11 @@ class Message:
     def time(self) -> datetime | None:
         """When the server took it, UTC."""
         return self.batch.time
+
+    @property
+    def signed_by(self) -> str:
+        """Key that signed it, verified by this client; see `MessageBatch`."""
+        return self.batch.signed_by
 
     @property
     def dead_letter(self) -> event_pb2.DeadLetter | None:

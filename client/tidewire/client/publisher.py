@@ -67,6 +67,7 @@ class Publisher(Intake):
         self._ready: deque[Item] = deque()
         self._sent: dict[int, Item] = {}
         self._lanes = Lanes(uuid.uuid4().hex[:16], LANES_MAX) if acknowledge else None
+        self._signer = session.options.signer
         self._publish_id = 0
         self._credit: common_pb2.Credit | None = None
         self._messages_sent = 0
@@ -197,6 +198,9 @@ class Publisher(Intake):
             self.published += item.count
             self._release(item)
         item.message.publish.publish_id = self._publish_id
+        if self._signer is not None:
+            # Only now: its numbers in its lane are final, and what is sent again is signed anew.
+            self._signer.sign(item.batch)
         return item.message
 
     def _received(self, kind: str, response: event_pb2.PublishStreamResponse) -> None:

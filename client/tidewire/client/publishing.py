@@ -77,6 +77,7 @@ class Publishing:
         )
         if expected_last_sequence is not None:
             request.expected_last_sequence = expected_last_sequence
+        self._session.sign(request.batch)
         response = await self._session.unary(
             self._stub.Publish, request, timeout_s=timeout_s, metadata=PRIORITY_EVENTS
         )
@@ -100,6 +101,7 @@ class Publishing:
             TidewireError: It cannot be sent; MessageTooLarge when it does not fit a datagram.
         """
         batch = self._batch_of(subject, data, headers)
+        self._session.sign(batch)
         request = event_pb2.PublishRequest(batch=batch)
         await self._session.unary(
             self._stub.Publish,

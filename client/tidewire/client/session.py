@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import grpc.aio
 from google.rpc import code_pb2
@@ -16,6 +16,9 @@ from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
 from tidewire.errors import CodecUnsupported, ConnectionLost, TidewireError
 from tidewire.v1 import common_pb2
 from tidewire.wire.codec import CodecName, codec_of, codecs_installed, name_of
+
+if TYPE_CHECKING:
+    from tidewire.signing import Signer, Verifier
 
 log = logging.getLogger("tidewire.client")
 
@@ -56,6 +59,10 @@ class ClientOptions:
     """Codec of what this client sends: "zstd", "lz4", "snappy" or ``None``."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     """When to try again."""
+    signer: "Signer | None" = None
+    """Signs every batch of events that is published."""
+    verifier: "Verifier | None" = None
+    """Verifies every batch of events that is received; what it refuses reaches nobody."""
 
 
 def notify(listener: Callable[..., object], *news: object) -> None:
@@ -121,6 +128,11 @@ class Session:
         if isinstance(compression, bool):
             return self.codec
         return codec_of(compression)
+
+    def sign(self, batch: common_pb2.Batch) -> None:
+        """Sign a batch that is about to be published, when this client signs."""
+        if self.options.signer is not None:
+            self.options.signer.sign(batch)
 
     async def unary(
         self,

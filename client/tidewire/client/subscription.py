@@ -17,6 +17,7 @@ from tidewire.client.message import Message, MessageBatch
 from tidewire.client.polled_events import event_stub
 from tidewire.client.session import PRIORITY_EVENTS, Session, log, notify
 from tidewire.client.settling import Settlements
+from tidewire.client.signing import admission, count_of, reader_of, refusal_reason, sequences_of
 from tidewire.client.stream import END_TIMEOUT_S, ReopeningStream
 from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError
 from tidewire.v1 import common_pb2, event_pb2
@@ -75,6 +76,8 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         received: Messages received.
         handler_failures: Exceptions raised by the handler.
         corrupt: Deliveries whose body could not be read; they are skipped, and told to the log.
+        refused: Messages the client's verifier refused; they reach nobody.
+        last_refusal: Why the latest of them was refused.
     """
 
     def __init__(
@@ -94,6 +97,9 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         self.received = 0
         self.handler_failures = 0
         self.corrupt = 0
+        self.refused = 0
+        self.last_refusal: TidewireError | None = None
+        self._admission = admission(session, reader_of(source.request))
         self._source = source
         self._handler = handler
         self._handler_waits = handler is not None and _is_async(handler)
@@ -349,36 +355,45 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         seen = source.next_sequence - 1 if source.ordered else 0
         if call == self._call:
             self._count(delivery)
+        signed_by = ""
+        if self._admission is not None:
+            try:
+                signed_by = self._admission.admit(delivery)
+            except TidewireError as error:
+                self._refused(delivery, error)
+                return None
         try:
-            batch = MessageBatch(delivery, self._settler, self._payload_bytes_max, seen)
+            batch = MessageBatch(delivery, self._settler, self._payload_bytes_max, seen, signed_by)
         except TidewireError as error:
             self.corrupt += 1
             log.error("a delivery on %r cannot be read: %s", delivery.batch.subject, error)
             if self._settler is not None:
-                self._refuse(delivery, error)
+                self._terminate(delivery, f"unreadable: {error.message}")
             return None
         self.received += len(batch)
         if source.ordered and batch.payloads:
             source.next_sequence = batch.last_sequence + 1
         return batch if batch.payloads else None
 
-    def _refuse(self, delivery: event_pb2.Delivery, error: TidewireError) -> None:
-        """What can never be read is not delivered again."""
-        first = delivery.first_sequence
-        ranges = delivery.included or [
-            common_pb2.SequenceRange(first=first, last=first + _count(delivery) - 1)
-        ]
-        for part in ranges:
-            for sequence in range(part.first, part.last + 1):
-                self.settle_other(
-                    sequence,
-                    delivery.attempt,
-                    event_pb2.SETTLEMENT_TERMINATE,
-                    reason=f"unreadable: {error.message}",
-                )
+    def _refused(self, delivery: event_pb2.Delivery, error: TidewireError) -> None:
+        """Take note of what the verifier has counted and told; it is not delivered again."""
+        self.refused += count_of(delivery)
+        self.last_refusal = error
+        if self._settler is not None:
+            self._terminate(delivery, refusal_reason(error))
+        if self._source.ordered:
+            last = max(sequences_of(delivery), default=0)
+            self._source.next_sequence = max(self._source.next_sequence, last + 1)
+
+    def _terminate(self, delivery: event_pb2.Delivery, reason: str) -> None:
+        """What can never be used is not delivered again."""
+        for sequence in sequences_of(delivery):
+            self.settle_other(
+                sequence, delivery.attempt, event_pb2.SETTLEMENT_TERMINATE, reason=reason
+            )
 
     def _count(self, delivery: event_pb2.Delivery) -> None:
-        self._messages_taken += _count(delivery)
+        self._messages_taken += count_of(delivery)
         self._bytes_taken += len(delivery.batch.body)
         ungranted = self._messages_taken + self._window_messages - self._messages_granted
         ungranted_bytes = self._bytes_taken + self._window_bytes - self._bytes_granted
@@ -404,15 +419,6 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         self._over = True
         self._arrived.set()
         self._acks.give_up(error or ConnectionLost(f"{self.what} was closed"))
-
-
-def _count(delivery: event_pb2.Delivery) -> int:
-    """Messages of a delivery that are for this reader."""
-    if delivery.included:
-        return sum(part.last - part.first + 1 for part in delivery.included)
-    if delivery.batch.selected:
-        return sum(part.last - part.first + 1 for part in delivery.batch.selected)
-    return delivery.batch.count
 
 
 def _is_async(handler: Handler) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tidewire.v1 import common_pb2, event_pb2
+from tidewire.wire.signed import origin_digest
 from tidewire_server.engine.base import StoredBatch
 from tidewire_server.services.event.runs import Run
 
@@ -87,6 +88,11 @@ def dead_letter(
         attempts=run.attempt,
         reason=run.reason,
     )
+    if stored.dead_letter is not None:
+        letter.origin_digest = stored.dead_letter.origin_digest
+    elif stored.batch.signature:
+        # Of what `narrowed` leaves out and the signature is over.
+        letter.origin_digest = origin_digest(stored.batch)
     letter.time.seconds, letter.time.nanos = divmod(time_ns, NANOSECONDS)
     return letter
 
