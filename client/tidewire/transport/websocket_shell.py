@@ -24,6 +24,7 @@ from tidewire.errors import (
     TidewireError,
 )
 from tidewire.transport.counters import WireCounters
+from tidewire.transport.options import CLOSE_TIMEOUT_S
 from tidewire.transport.stream import JOIN_BYTES_MAX, ConnectionT, WireProtocol
 from tidewire.transport.websocket_codec import BINARY, Cork, Inbox, make_codec, whole_frames
 from tidewire.wire.frame import PREFIX_BYTES
@@ -316,6 +317,8 @@ class ServerWebSocket(WebSocketProtocol[ConnectionT]):
         if not self.transport.is_closing():
             self.transport.write(refusal.encode())
             self.transport.close()
+            # TLS waits for the peer to say goodbye too; it may not.
+            self._loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
         if not self.upgraded.done():
             self.upgraded.set_result(refusal)
 
