@@ -37,6 +37,7 @@ from tidewire_server.ops import logs
 from tidewire_server.ops.access import AccessPolicy
 from tidewire_server.ops.actions import Actions
 from tidewire_server.ops.admin import AdminServer
+from tidewire_server.ops.allocator import keep_freed_memory
 from tidewire_server.ops.config import Config, ConfigError, digest
 from tidewire_server.ops.connections import Connections
 from tidewire_server.ops.health import HealthService
@@ -234,6 +235,7 @@ def run(config: Config) -> int:
     A second signal ends the grace at once; SIGHUP reads certificates anew.
     """
     logs.configure(config.log.level, config.log.format)
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(config))

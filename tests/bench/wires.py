@@ -48,6 +48,7 @@ from tidewire.transport import (
     transports,
 )
 from tidewire.transport.socket_file import bind_grpc
+from tidewire_server.ops.allocator import keep_freed_memory
 
 CALLS: Final = 1_000
 SMALL_BYTES: Final = 128
@@ -107,6 +108,7 @@ async def listening(wires: tuple[str, ...], tls: TlsConfig) -> AsyncIterator[dic
 
 async def serve(wires: tuple[str, ...], folder: str) -> None:
     """Serve until standard input ends; print the URLs first."""
+    keep_freed_memory()  # as `tidewire serve` does
     sink = socket.create_server(("127.0.0.1", 0))
     async with listening(wires, _tls(Path(folder), "server")) as urls:
         port = sink.getsockname()[1]

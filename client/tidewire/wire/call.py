@@ -216,11 +216,12 @@ class Call:
         return HEADER_BYTES + size
 
     def _next_piece(self, body: bytes) -> tuple[memoryview, bool]:
-        start = self._offset
-        stop = start + self.connection.fragment_bytes
-        whole = stop >= len(body)
-        self._offset = 0 if whole else stop
-        return memoryview(body)[start:stop], whole
+        start, connection = self._offset, self.connection
+        if start + connection.fragment_bytes_last >= len(body):
+            self._offset = 0
+            return memoryview(body)[start:], True
+        stop = self._offset = start + connection.fragment_bytes
+        return memoryview(body)[start:stop], False
 
     def _emptied(self, kind: int, flags: int) -> None:
         if kind == STATUS or (flags & END and self.connection.is_server):

@@ -55,6 +55,8 @@ FrameHandler = Callable[[int, int, int, bytes], None]
 """Takes flags, priority, call id and body."""
 
 PING_BODY = b"tidewire"
+LAST_SHIFT = 3
+"""The last fragment of a message may be longer by an eighth."""
 _LIMITS_BEFORE_HELLO = PeerLimits()
 
 
@@ -71,6 +73,7 @@ class Connection:
     __slots__ = (
         "_control", "_control_bytes", "_deadlines", "_decoder", "_goaway_call_id", "_handlers",
         "_liveness", "blocked", "calls", "closed", "credit", "draining", "error", "fragment_bytes",
+        "fragment_bytes_last",
         "granted", "hello", "incomplete", "incomplete_bytes", "last_call_id", "limits", "now_s",
         "peer_hello", "peer_limits", "received", "scheduler", "sent", "single_bytes_max",
         "unread_bytes", "wake", "wake_due", "wake_s",
@@ -85,6 +88,9 @@ class Connection:
         self.peer_hello: Hello | None = None
         self.peer_limits = _LIMITS_BEFORE_HELLO
         self.fragment_bytes = limits.fragment_bytes
+        self.fragment_bytes_last = limits.fragment_bytes
+        """Largest last fragment: a little longer, or a message just over some fragments would cost
+        a frame, and a write, of a few bytes more."""
         self.single_bytes_max = 0
         """Largest message that goes out whole, in one frame."""
         self.calls: dict[int, Call] = {}
@@ -399,6 +405,10 @@ class Connection:
         self.peer_limits = peer.limits
         self.fragment_bytes = min(
             self.limits.fragment_bytes, peer.limits.frame_bytes_max - LENGTH_LEAST
+        )
+        self.fragment_bytes_last = min(
+            self.fragment_bytes + (self.fragment_bytes >> LAST_SHIFT),
+            peer.limits.frame_bytes_max - LENGTH_LEAST,
         )
         self.single_bytes_max = min(self.fragment_bytes, peer.limits.message_bytes_max)
         self.credit = peer.limits.connection_credit_bytes
