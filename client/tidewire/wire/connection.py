@@ -47,7 +47,7 @@ from tidewire.wire.frame import (
     FrameDecoder,
     encode_frame,
 )
-from tidewire.wire.limits import WireLimits
+from tidewire.wire.limits import WireLimits, fragment_sizes
 from tidewire.wire.liveness import Liveness
 from tidewire.wire.scheduler import Scheduler
 
@@ -55,8 +55,6 @@ FrameHandler = Callable[[int, int, int, bytes], None]
 """Takes flags, priority, call id and body."""
 
 PING_BODY = b"tidewire"
-LAST_SHIFT = 3
-"""The last fragment of a message may be longer by an eighth."""
 _LIMITS_BEFORE_HELLO = PeerLimits()
 
 
@@ -89,8 +87,7 @@ class Connection:
         self.peer_limits = _LIMITS_BEFORE_HELLO
         self.fragment_bytes = limits.fragment_bytes
         self.fragment_bytes_last = limits.fragment_bytes
-        """Largest last fragment: a little longer, or a message just over some fragments would cost
-        a frame, and a write, of a few bytes more."""
+        """Largest last fragment of a message."""
         self.single_bytes_max = 0
         """Largest message that goes out whole, in one frame."""
         self.calls: dict[int, Call] = {}
@@ -403,12 +400,8 @@ class Connection:
         self.peer_hello = peer
         self._liveness.greeted = True
         self.peer_limits = peer.limits
-        self.fragment_bytes = min(
+        self.fragment_bytes, self.fragment_bytes_last = fragment_sizes(
             self.limits.fragment_bytes, peer.limits.frame_bytes_max - LENGTH_LEAST
-        )
-        self.fragment_bytes_last = min(
-            self.fragment_bytes + (self.fragment_bytes >> LAST_SHIFT),
-            peer.limits.frame_bytes_max - LENGTH_LEAST,
         )
         self.single_bytes_max = min(self.fragment_bytes, peer.limits.message_bytes_max)
         self.credit = peer.limits.connection_credit_bytes

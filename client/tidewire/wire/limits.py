@@ -93,3 +93,14 @@ class WireLimits:
             raise ValueError(f"calls_max is {self.calls_max}; it must be at least 1")
         if self.probe_s <= 0:
             raise ValueError(f"probe_s is {self.probe_s}; it must be more than 0")
+
+
+def fragment_sizes(wanted: int, body_bytes_max: int) -> tuple[int, int]:
+    """
+    Return the largest fragment, and the largest last fragment of a message.
+
+    The last one may be longer by an eighth: or a message just over some fragments, such as 1 MiB in
+    a protobuf, would end in a frame, and a write, of a few bytes.
+    """
+    fragment = min(wanted, body_bytes_max)
+    return fragment, min(fragment + (fragment >> 3), body_bytes_max)
