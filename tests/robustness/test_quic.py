@@ -278,6 +278,7 @@ async def test_a_storm_of_resets(served: Served) -> None:
 # Streams that break the rules ---------------------------------------------------------------------
 
 GREETING = encode_frame(HELLO, encode_hello(Hello(), WireLimits()))
+FOREIGN = encode_frame(HELLO, encode_hello(Hello(version_min=98, version_max=99), WireLimits()))
 HEAD = encode_head("/support.echo.v1.EchoService/Say")
 OPENING = encode_frame(
     OPEN, OPEN_PREFIX.pack(0, len(HEAD)) + HEAD, flags=END | WITH_MESSAGE, priority=5, call_id=1
@@ -324,6 +325,7 @@ async def speak(served: Served, said: list[tuple[int, bytes, bool]]) -> None:
         ([(0, GREETING, False), (8, OPENING, True)], "ProtocolViolation"),
         ([(0, GREETING, False), (2, OPENING, True)], "ProtocolViolation"),
         ([(0, GREETING, True)], "ProtocolViolation"),
+        ([(0, FOREIGN, False)], "WireVersionUnsupported"),
         ([(0, GREETING[:7], False)], "PeerTooSlow"),
         ([(0, GREETING, False), (4, OPENING[:20], False)], "PeerTooSlow"),
     ],
