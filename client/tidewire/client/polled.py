@@ -68,6 +68,21 @@ class Sizing:
                 self.count = max(1, self.count // 2)
 
 
+class Pages:
+    """Asks for pages of a list: of the size asked for, or of what fits a datagram."""
+
+    def __init__(self, session: Session, page_size: int) -> None:
+        self._page_size = page_size
+        fits_any = page_size or carries_streams(session.channel)
+        self._sizing = None if fits_any else Sizing(session.channel)
+
+    async def ask(self, call: Callable[[int], Awaitable[Any]]) -> Any:
+        """Make a call with the size of a page; raise MessageTooLarge when one entry does not fit."""
+        if self._sizing is None:
+            return await call(self._page_size)
+        return await self._sizing.ask(call)
+
+
 class PolledCall(Generic[ResponseT]):
     """What streaming calls made of unary ones share: a queue of responses, tasks, an end."""
 

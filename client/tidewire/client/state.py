@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tidewire.client.entries import (
     Deleted,
@@ -14,6 +14,7 @@ from tidewire.client.entries import (
 )
 from tidewire.client.naming import Durability, durability_of
 from tidewire.client.opening import Opening
+from tidewire.client.polled import Pages
 from tidewire.client.session import Session
 from tidewire.client.times import to_duration
 from tidewire.client.transaction import Transaction, put_request
@@ -131,11 +132,16 @@ class State:
             page_size: Entries asked for at a time; 0 means 1,000.
         """
         token = ""
-        while True:
+        pages = Pages(self._session, page_size)
+
+        async def ask(size: int) -> Any:
             request = state_pb2.RangeRequest(
-                prefix=prefix, page_size=page_size, page_token=token, keys_only=keys_only
+                prefix=prefix, page_size=size, page_token=token, keys_only=keys_only
             )
-            page = await self._session.unary(self._stub.Range, request)
+            return await self._session.unary(self._stub.Range, request)
+
+        while True:
+            page = await pages.ask(ask)
             for entry in page.entries:
                 yield read_entry(entry)
             token = page.next_page_token
@@ -157,9 +163,14 @@ class State:
     async def history(self, key: str, *, page_size: int = 0) -> AsyncIterator[StateEvent]:
         """Iterate over the changes of a key that are kept, newest first."""
         token = ""
+        pages = Pages(self._session, page_size)
+
+        async def ask(size: int) -> Any:
+            request = state_pb2.HistoryRequest(key=key, page_size=size, page_token=token)
+            return await self._session.unary(self._stub.History, request)
+
         while True:
-            request = state_pb2.HistoryRequest(key=key, page_size=page_size, page_token=token)
-            page = await self._session.unary(self._stub.History, request)
+            page = await pages.ask(ask)
             for change in page.changes:
                 yield read_change(change)
             token = page.next_page_token

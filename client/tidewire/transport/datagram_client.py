@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 UNREAD_MAX: Final = 16_384
 """Messages of a lossy stream that wait for the application; later ones are lost, and counted."""
+PINGS_MAX: Final = 10
+PING_WAIT_S: Final = 0.2
 _UNLIMITED: Final = 1 << 62
 
 
@@ -88,6 +90,7 @@ class DatagramClientLink(ClientLink):
         self.session = ClientSession(self, channel.hello, wire, limits, now_s)
         self._shell = shell
         self._asked: dict[int, Asking] = {}
+        self._ponged: asyncio.Future[None] | None = None
         self._missed: Counter[int] = Counter()
         """Messages lost that their lossy streams were not told of yet, by call."""
         # Messages of lossy streams come by ``push_call``, whole and without credit.
@@ -281,6 +284,27 @@ class DatagramClientLink(ClientLink):
         messages = self._missed.pop(call.call_id, 0)
         if messages:
             call.on_message(self._lossy(call).lost(messages), call.consumed, False)
+
+    def ponged(self) -> None:
+        """Wake who waits for figures."""
+        if self._ponged is not None and not self._ponged.done():
+            self._ponged.set_result(None)
+
+    async def oneways(self) -> tuple[int, int]:
+        """
+        Return how many one-way messages were sent, and how many of them the server has taken.
+
+        Raises:
+            PeerVanished: It does not answer.
+        """
+        for _ in range(PINGS_MAX):
+            self._ponged = self.channel.loop.create_future()
+            self.session.ping()
+            self._shell.flush()
+            await asyncio.wait([self._ponged], timeout=PING_WAIT_S)
+            if self._ponged.done():
+                return self.session.oneway_sent, self.session.oneway_taken
+        raise PeerVanished(f"{PINGS_MAX} PINGs were not answered")
 
     def going(self, goaway: Goaway) -> None:
         """Leave the session to its calls."""

@@ -9,7 +9,7 @@ import grpc.aio
 
 from tidewire.errors import ConnectionLost, InvalidArgument, TidewireError
 from tidewire.transport.channel import RawChannel
-from tidewire.transport.datagram_client import DatagramShell
+from tidewire.transport.datagram_client import DatagramClientLink, DatagramShell
 from tidewire.transport.datagram_listener import DatagramListener, DatagramPeer
 from tidewire.transport.datagram_socket import (
     LOSABLE,
@@ -37,6 +37,23 @@ class DatagramChannel(RawChannel):
     """
 
     carries_streams = False
+
+    async def oneways(self) -> tuple[int, int]:
+        """
+        Return how many lossy messages this channel has sent, and how many of them have arrived.
+
+        What is still on its way counts as not arrived. Sessions that are over do not count.
+
+        Raises:
+            PeerVanished: The server does not answer.
+        """
+        sent = taken = 0
+        for link in list(self._links):
+            assert isinstance(link, DatagramClientLink)
+            of_link = await link.oneways()
+            sent += of_link[0]
+            taken += of_link[1]
+        return sent, taken
 
 
 class UdpPipe:

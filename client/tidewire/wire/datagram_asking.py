@@ -96,6 +96,9 @@ class Listener(Protocol):
     def missed(self, asking: Asking, messages: int) -> None:
         """Messages of a lossy stream are lost."""
 
+    def ponged(self) -> None:
+        """The server has answered a PING."""
+
     def going(self, goaway: Goaway) -> None:
         """The server takes no new requests."""
 

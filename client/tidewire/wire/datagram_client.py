@@ -285,6 +285,7 @@ class ClientSession:
         elif kind == PONG:
             self._pinged_s = FOREVER
             self.oneway_taken = PONG_BODY.unpack(body)[1]
+            self._listener.ponged()
         elif kind == RETRY:
             self._retry(body, now_s)
         elif kind == WELCOME:
@@ -463,7 +464,7 @@ class ClientSession:
             return
         self._send_request(asking, now_s)
         if asking.size_bytes > DATAGRAM_BYTES and asking.sends > 1:
-            self._send_ping()  # whether the server is there at all
+            self.ping()  # whether the server is there at all
 
     def _shrink(self, now_s: float) -> None:
         """Halve the window, at most once in a round trip."""
@@ -492,15 +493,16 @@ class ClientSession:
             if now_s - self._pinged_s >= wire.ping_timeout_s:
                 self._end(silent(now_s - self._heard_s))
                 return
-            self._send_ping()
+            self.ping()
             self._wake_at(now_s + self._limits.retry_most_s)
         elif now_s - self._heard_s >= wire.keepalive_s:
             self._pinged_s = now_s
-            self._send_ping()
+            self.ping()
             self._wake_at(now_s + self._limits.retry_first_s)
         else:
             self._wake_at(self._heard_s + wire.keepalive_s)
 
-    def _send_ping(self) -> None:
+    def ping(self) -> None:
+        """Ask whether the server is there, and what of our ONEWAYs it has taken."""
         self._ping += 1
         self.out.append(encode_datagram(PING, self.session, self._ping, PADDING))
