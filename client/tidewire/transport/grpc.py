@@ -64,6 +64,8 @@ def channel_options(options: TransportOptions) -> Options:
         ("grpc.max_receive_message_length", limits.message_bytes_max),
         ("grpc.keepalive_time_ms", int(limits.keepalive_s * _MS)),
         ("grpc.keepalive_timeout_ms", int(limits.ping_timeout_s * _MS)),
+        # The one above has no effect in grpcio: a server that hung was left after 60 s more.
+        ("grpc.http2.ping_timeout_ms", int(limits.ping_timeout_s * _MS)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", int(options.backoff_first_s * _MS)),
@@ -97,6 +99,7 @@ def server_options(
         ("grpc.max_connection_age_grace_ms", int(options.connection_age_grace_s * _MS)),
         ("grpc.keepalive_time_ms", int(options.keepalive_s * _MS)),
         ("grpc.keepalive_timeout_ms", int(options.keepalive_timeout_s * _MS)),
+        ("grpc.http2.ping_timeout_ms", int(options.keepalive_timeout_s * _MS)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", int(options.pings_least_s * _MS)),
     ]
