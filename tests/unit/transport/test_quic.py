@@ -1,6 +1,7 @@
 """What only quic:// has: tickets, tokens, clients that move, streams that do not wait."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -548,3 +549,23 @@ async def test_addresses_of_version_6(tmp_path: Path) -> None:
     await server.stop(None)
 
     assert "peer=ipv6:%5B::1%5D:" in answer.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+async def test_answers_leave_from_the_address_they_were_asked_at(tmp_path: Path) -> None:
+    """A server on every address answers from the one a client knows; others would be dropped."""
+    authority = Authority(tmp_path)
+    server_tls = authority.config(authority.issue("server", addresses=("127.0.0.9", "::1")))
+    tls = authority.config(authority.issue("client"))
+    for listen, connect in (("0.0.0.0", "127.0.0.9"), ("[::]", "[::1]")):
+        server = RawServer()
+        echo_pb2_grpc.add_EchoServiceServicer_to_server(EchoService(), server)
+        port = server.add_listener(f"quic://{listen}:0", tls=server_tls)
+        await server.start()
+        async with channel(f"quic://{connect}:{port}", tls=tls, options=FAST) as connected:
+            stub = echo_pb2_grpc.EchoServiceStub(connected)
+            assert "hello" == await say(stub)
+            body = bytes(300 * KIB)
+            answer = await stub.Say(echo_pb2.SayRequest(body=body), timeout=LIMIT_S)
+            assert body == answer.body
+        await server.stop(None)

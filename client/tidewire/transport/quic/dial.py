@@ -57,7 +57,7 @@ class ClientShell(QuicShell):
         self.flush()
 
     def _send_all(self, datagrams: list[tuple[bytes, Address]]) -> None:
-        too_long = self._sender(datagrams)
+        too_long = self._sender(datagrams, [])
         if too_long:
             self.session.too_long(too_long)
 

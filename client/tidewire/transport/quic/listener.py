@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tidewire.errors import TlsFailed
@@ -24,8 +23,11 @@ from tidewire.transport.quic.shell import Carrier, FrameCarrier, QuicShell
 from tidewire.transport.quic.sockets import (
     DATAGRAMS_PER_TURN,
     RECEIVE_BYTES,
+    Control,
     DatagramSender,
     bind,
+    note_addresses,
+    receive_noted,
 )
 from tidewire.transport.tls import ALPN, ServerTls
 from tidewire.transport.url import WireUrl
@@ -39,6 +41,7 @@ STREAMS_SPARE: Final = 64
 """Streams beyond ``calls_max``: those whose call is over but whose last datagram is on its way."""
 IDLE_SPARE_S: Final = 5.0
 """QUIC ends a silent connection this much later than our PINGs do, which say why."""
+_NO_CONTROL: Final[Control] = []
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -50,6 +53,8 @@ class _ServerShell(QuicShell):
     """A shell that the listener knows by its connection ids."""
 
     listener: "QuicListener"
+    control: Control
+    """For its answers, so that they leave from the address its datagrams come to."""
 
     def on_connection_id(self, identifier: bytes, *, issued: bool) -> None:
         """Let datagrams with this id find the connection, or not any more."""
@@ -105,6 +110,7 @@ class QuicListener:
             self._sock.close()
             raise
         self._sender = DatagramSender(self._sock, connected=False)
+        self._noted = note_addresses(self._sock)
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._routes: dict[bytes, _ServerShell] = {}
         self._identifiers: dict[_ServerShell, set[bytes]] = {}
@@ -157,9 +163,13 @@ class QuicListener:
     def _readable(self) -> None:
         sock, scratch, routes = self._sock, self._scratch, self._routes
         touched: dict[_ServerShell, None] = {}
+        noted, control = self._noted, _NO_CONTROL
         for _ in range(DATAGRAMS_PER_TURN):
             try:
-                size, address = sock.recvfrom_into(scratch)
+                if noted:
+                    size, address, control = receive_noted(sock, scratch)
+                else:
+                    size, address = sock.recvfrom_into(scratch)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
@@ -168,15 +178,16 @@ class QuicListener:
             data = scratch[:size].tobytes()
             shell = routes.get(destination(data))
             if shell is None:
-                shell = self._begin(data, address)
+                shell = self._begin(data, address, control)
                 if shell is None:
                     continue
+            shell.control = control
             shell.receive(data, address)
             touched[shell] = None
         for shell in touched:
             shell.settle()
 
-    def _begin(self, data: bytes, address: Address) -> _ServerShell | None:
+    def _begin(self, data: bytes, address: Address, control: Control) -> _ServerShell | None:
         """Judge a datagram of no known connection."""
         assert self._loop is not None
         counters, options = self._server.counters, self._server.options
@@ -194,7 +205,7 @@ class QuicListener:
             counters.cookies_sent += 1
             counters.bytes_out += len(session)
             counters.datagrams_out += 1
-            self._sender([(session, address)])
+            self._sender([(session, address)], control)
             return None
         if counters.connections_active + len(self._young) >= options.connections_max:
             counters.refuse("too_many_connections")
@@ -205,8 +216,8 @@ class QuicListener:
 
     def _adopt(self, session: QuicSession) -> _ServerShell:
         assert self._loop is not None
-        shell = _ServerShell(
-            session, partial(self._send, session), self._server.counters, self._greet
+        shell: _ServerShell = _ServerShell(
+            session, lambda made: self._send(shell, made), self._server.counters, self._greet
         )
         shell.listener = self
         shell.give_up_s = self._loop.time() + self._server.options.handshake_timeout_s
@@ -217,10 +228,10 @@ class QuicListener:
         shell.lost.add_done_callback(lambda _: self._forget(shell))
         return shell
 
-    def _send(self, session: QuicSession, datagrams: list[tuple[bytes, Address]]) -> None:
-        too_long = self._sender(datagrams)
+    def _send(self, shell: _ServerShell, datagrams: list[tuple[bytes, Address]]) -> None:
+        too_long = self._sender(datagrams, shell.control)
         if too_long:
-            session.too_long(too_long)
+            shell.session.too_long(too_long)
 
     def route(self, shell: _ServerShell, identifier: bytes, *, issued: bool) -> None:
         """Let datagrams with an id find a connection, or not any more."""

@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 from struct import Struct
-from typing import Final
+from typing import Final, TypeAlias
 
 from tidewire.errors import InvalidArgument
 from tidewire.transport.options import TransportOptions
@@ -28,6 +28,13 @@ _PROBE: Final = 3
 _SOL_UDP: Final = 17
 _UDP_SEGMENT: Final = 103
 _SEGMENT: Final = Struct("=H")
+_NOTE: Final = {socket.AF_INET: (0, 8), socket.AF_INET6: (41, 49)}
+_NOTED_4: Final = (0, 8)
+_NOTED_6: Final = (41, 50)
+_CONTROL_BYTES: Final = 128
+
+Control: TypeAlias = list[tuple[int, int, bytes]]
+"""Control messages of a datagram, as ``sendmsg`` takes them."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -77,6 +84,33 @@ def bind(host: str, port: int, options: TransportOptions) -> tuple[socket.socket
     return sock, whole
 
 
+def note_addresses(sock: socket.socket) -> bool:
+    """
+    Let a socket that is bound to every address tell which one each datagram came to.
+
+    Answers have to leave from that address: a client drops what comes from another.
+
+    Returns:
+        Whether :func:`receive_noted` is to be used.
+    """
+    if not _LINUX or sock.getsockname()[0] not in ("0.0.0.0", "::"):  # noqa: S104 (asked, not bound)
+        return False
+    sock.setsockopt(*_NOTE[sock.family], 1)
+    return True
+
+
+def receive_noted(sock: socket.socket, into: memoryview) -> tuple[int, Address, Control]:
+    """Return the size of a datagram, whence it came, and the control message for its answers."""
+    size, control, _, address = sock.recvmsg_into([into], _CONTROL_BYTES)
+    for level, kind, data in control:
+        if (level, kind) == _NOTED_4:
+            # Without the number of the interface: the way back is for the routes to find.
+            return size, address, [(level, kind, bytes(4) + data[4:])]
+        if (level, kind) == _NOTED_6:
+            return size, address, [(level, kind, data)]
+    return size, address, []
+
+
 class DatagramSender:
     """
     Sends datagrams; a run of one size to one address in one call where the kernel can cut it.
@@ -90,22 +124,26 @@ class DatagramSender:
         self._connected = connected
         self._segments = _LINUX
 
-    def __call__(self, datagrams: list[tuple[bytes, Address]]) -> int:
+    def __call__(self, datagrams: list[tuple[bytes, Address]], control: Control) -> int:
         """
         Send; what the kernel does not take is lost, as on the way.
+
+        Args:
+            datagrams: With their addresses.
+            control: What :func:`receive_noted` gave; else nothing.
 
         Returns:
             The size of a datagram that is too long for the interface; 0 when there was none.
         """
         if len(datagrams) == 1:
-            return self._send(datagrams[0])
+            return self._send(datagrams[0], control)
         place, count, too_long = 0, len(datagrams), 0
         while place < count:
             run = self._run(datagrams, place) if self._segments else 1
             if run > 1:
-                too_long = self._send_run(datagrams[place : place + run]) or too_long
+                too_long = self._send_run(datagrams[place : place + run], control) or too_long
             else:
-                too_long = self._send(datagrams[place]) or too_long
+                too_long = self._send(datagrams[place], control) or too_long
             place += run
         return too_long
 
@@ -124,20 +162,22 @@ class DatagramSender:
                 break
         return run
 
-    def _send(self, datagram: tuple[bytes, Address]) -> int:
+    def _send(self, datagram: tuple[bytes, Address], control: Control) -> int:
         data, address = datagram
         try:
             if self._connected:
                 self._sock.send(data)
+            elif control:
+                self._sock.sendmsg([data], control, 0, address)
             else:
                 self._sock.sendto(data, address)
         except OSError as error:
             return self._judge(error, len(data))
         return 0
 
-    def _send_run(self, run: list[tuple[bytes, Address]]) -> int:
+    def _send_run(self, run: list[tuple[bytes, Address]], noted: Control) -> int:
         size = len(run[0][0])
-        control = [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))]
+        control = [*noted, (_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(size))]
         pieces = [data for data, _ in run]
         try:
             if self._connected:
@@ -147,7 +187,7 @@ class DatagramSender:
         except OSError as error:
             if error.errno in (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP):
                 self._segments = False  # this kernel or interface does not cut
-                return max(self._send(each) for each in run)
+                return max(self._send(each, noted) for each in run)
             return self._judge(error, size)
         return 0
 
