@@ -16,7 +16,7 @@ from importlib import import_module
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from tidewire import errors, sync
+    from tidewire import errors, signing, sync
     from tidewire.client.attendance import Attendance, Command
     from tidewire.client.checkpoints import (
         Checkpoint,
@@ -74,6 +74,7 @@ __all__ = (  # noqa: RUF022 (grouped, not sorted)
     "Publisher",
     "StreamHandle",
     "Subscription",
+    "signing",
     # Queries.
     "Gathered",
     "Queries",
@@ -163,7 +164,7 @@ _HOMES = {
     "Operations": "tidewire.client.transaction",
     "TransactionResult": "tidewire.client.transaction",
 }
-_MODULES = ("errors", "sync")
+_MODULES = ("errors", "signing", "sync")
 
 
 def __getattr__(name: str) -> object:

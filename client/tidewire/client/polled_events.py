@@ -283,6 +283,8 @@ class PolledPublisher(PolledCall[event_pb2.PublishStreamResponse]):
 
     async def _publish(self) -> None:
         payload_bytes_max = datagram_bytes(self.session.channel) - OVERHEAD_BYTES
+        if self.session.options.signer is not None:
+            payload_bytes_max -= self.session.options.signer.overhead_bytes
         opened = await self.greeting(payload_bytes_max=payload_bytes_max)
         self.put(event_pb2.PublishStreamResponse(opened=opened))
         while True:
