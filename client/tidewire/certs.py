@@ -18,7 +18,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tidewire.errors import InvalidArgument
@@ -34,6 +34,8 @@ HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_]
 DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
 AUTHORITY: Final = "ca"
 SERVER: Final = "server"
+
+LeafKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
 class CertificateError(InvalidArgument):
@@ -129,6 +131,70 @@ def init(
     return outcome
 
 
+def signing_key(folder: Path, name: str) -> Path:
+    """
+    Make a key that signs events: ``NAME.key``, and ``NAME.pub`` for who verifies them.
+
+    Returns:
+        Path of the public key.
+
+    Raises:
+        CertificateError: The name cannot be, or one of the files is there: a key that receivers
+            trust is never replaced by accident.
+
+    """
+    path = _free(folder, name, "pub")
+    key = ed25519.Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    _write(folder / f"{name}.key", _secret(key), 0o600)
+    _write(path, public, 0o644)
+    return path
+
+
+def signing_certificate(
+    folder: Path, name: str, *, days: int = LEAF_DAYS, trust_domain: str = TRUST_DOMAIN
+) -> Made:
+    """
+    Make a client's certificate with a key that signs events too: ``NAME.pem`` and ``NAME.key``.
+
+    Its SPIFFE id is the key id, and who it is in mutual TLS.
+
+    Args:
+        folder: Holds the authority, ``ca.pem`` and ``ca.key``.
+        name: Name of the files and last part of the SPIFFE id.
+        days: How long it lasts; no longer than the authority.
+        trust_domain: Domain of the SPIFFE id.
+
+    Raises:
+        CertificateError: There is no authority, or one of the files is there.
+
+    """
+    leaf = _checked(Leaf(name, "client"))
+    _free(folder, name, "pem")
+    if not _kept(folder, AUTHORITY):
+        raise CertificateError(f"{folder} holds no authority; `tidewire certs init` makes one")
+    authority, authority_key, _ = _authority(folder, AUTHORITY_DAYS, force=False)
+    identity = f"spiffe://{trust_domain}/{leaf.role}/{leaf.name}"
+    key = ed25519.Ed25519PrivateKey.generate()
+    certificate = _sign_leaf(leaf, identity, key, authority, authority_key, days)
+    _store(folder, name, certificate, key)
+    return _made(folder, name, certificate, identity, is_new=True)
+
+
+def _free(folder: Path, name: str, suffix: str) -> Path:
+    """Return the path of a file to make, when neither it nor its key is there."""
+    if not NAME.fullmatch(name) or name == AUTHORITY:
+        raise CertificateError(f"{name!r} is no name for a key: 1 to 64 of A-Z a-z 0-9 _ -")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{name}.{suffix}"
+    for there in (path, folder / f"{name}.key"):
+        if there.exists():
+            raise CertificateError(f"{there} is there; choose another name, or move it away")
+    return path
+
+
 def _checked(leaf: Leaf) -> Leaf:
     if not NAME.fullmatch(leaf.name):
         raise CertificateError(
@@ -168,7 +234,7 @@ def _authority(
 def _sign_leaf(
     leaf: Leaf,
     identity: str,
-    key: ec.EllipticCurvePrivateKey,
+    key: LeafKey,
     authority: x509.Certificate,
     authority_key: ec.EllipticCurvePrivateKey,
     days: int,
@@ -189,7 +255,7 @@ def _sign_leaf(
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
+    key: LeafKey,
     issuer_key: ec.EllipticCurvePrivateKey,
     days: int,
     authority: x509.Certificate | None = None,
@@ -291,16 +357,17 @@ def _require_fit(
         )
 
 
-def _store(
-    folder: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
-) -> None:
-    secret = key.private_bytes(
+def _store(folder: Path, name: str, certificate: x509.Certificate, key: LeafKey) -> None:
+    _write(folder / f"{name}.key", _secret(key), 0o600)
+    _write(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+
+
+def _secret(key: LeafKey) -> bytes:
+    return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _write(folder / f"{name}.key", secret, 0o600)
-    _write(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

@@ -11,7 +11,7 @@ from tidewire.cli.settings import Settings, output_options, pass_settings
 
 @click.group(cls=Group)
 def certs() -> None:
-    """Make certificates for development."""
+    """Make certificates for development, and keys that sign events."""
 
 
 @certs.command(
@@ -70,3 +70,41 @@ def init(
     settings.note(
         f"tidewire serve --listen tls://127.0.0.1:7401 --tls-ca {folder / 'ca'}.pem {server_files}"
     )
+
+
+@certs.command(
+    epilog="""\b
+NAME.key signs, NAME.pub is for who verifies; its key id is NAME. With --certified, DIR/ca.pem
+issues NAME.pem, for the connection and for signing; its key id is its SPIFFE id.
+
+\b
+Examples:
+  tidewire certs key keys orders
+  tidewire pub orders.new '{}' --sign keys/orders.key --key-id orders
+  tidewire sub 'orders.>' --verify keys
+"""
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("name")
+@click.option("--certified", is_flag=True, help="Make a certificate, issued by DIR/ca.pem.")
+@click.option("--days", default=90, show_default=True, help="How long a certificate lasts.")
+@click.option(
+    "--trust-domain", default="tidewire.local", show_default=True, help="Domain of the SPIFFE id."
+)
+@output_options
+@pass_settings
+def key(
+    settings: Settings, folder: Path, name: str, certified: bool, days: int, trust_domain: str
+) -> None:
+    """Make a key NAME in DIR that signs events (Ed25519)."""
+    from tidewire.certs import signing_certificate, signing_key
+
+    if certified:
+        made = signing_certificate(folder, name, days=days, trust_domain=trust_domain)
+        path, key_id = made.path, made.spiffe_id
+    else:
+        path, key_id = signing_key(folder, name), name
+    if settings.json:
+        Output().record({"key_id": key_id, "path": str(path)})
+    else:
+        Output().line(f"made {path} and {folder / name}.key, key id {key_id}")

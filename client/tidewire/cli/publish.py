@@ -9,6 +9,7 @@ from tidewire.cli.input import lines, read_value
 from tidewire.cli.output import Output
 from tidewire.cli.parameters import DURABILITIES, HEADER
 from tidewire.cli.settings import Settings, connection_options, pass_settings
+from tidewire.cli.signing import signer_of, signing_options
 
 if TYPE_CHECKING:
     import tidewire
@@ -27,6 +28,7 @@ Examples:
   tidewire pub orders.new - < orders.jsonl
   tidewire pub images.new --whole - --header type=image/png < sun.png
   tidewire pub orders.new '{}' --id order-17 --stream orders --durability fsync
+  tidewire pub orders.new '{}' --sign keys/orders.key
 """
 )
 @click.argument("subject")
@@ -41,6 +43,7 @@ Examples:
 )
 @click.option("--count", type=click.IntRange(1), help="Publish DATA this many times.")
 @click.option("--compression", type=click.Choice(["lz4", "snappy", "zstd"]), help="Codec.")
+@signing_options
 @connection_options
 @pass_settings
 def pub(settings: Settings, /, subject: str, data: str, whole: bool, **options: Any) -> None:
@@ -53,6 +56,7 @@ def pub(settings: Settings, /, subject: str, data: str, whole: bool, **options: 
         raise click.UsageError("--id and --expect-last-sequence are for one message.")
     if as_lines and options["count"]:
         raise click.UsageError("--count repeats DATA; it does not go with standard input.")
+    signer = signer_of(options)
     payload = b"" if as_lines else read_value(data)
 
     async def work(client: "tidewire.Client") -> None:
@@ -70,7 +74,7 @@ def pub(settings: Settings, /, subject: str, data: str, whole: bool, **options: 
             )
             _tell(settings, ack)
 
-    run(settings, work, compression=options["compression"])
+    run(settings, work, compression=options["compression"], signer=signer)
 
 
 async def _publish_many(

@@ -5,12 +5,15 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tidewire
 from tidewire.cli.settings import Settings, Terminated
 from tidewire.cli.wire import open_channel, tls_of
 from tidewire.client.translate import RPC_ERRORS, translate
+
+if TYPE_CHECKING:
+    from tidewire.signing import Signer, Verifier
 
 ResultT = TypeVar("ResultT")
 
@@ -58,6 +61,8 @@ def run(
     work: "Callable[[tidewire.Client], Awaitable[ResultT]]",
     *,
     compression: str | None = None,
+    signer: "Signer | None" = None,
+    verifier: "Verifier | None" = None,
 ) -> ResultT:
     """
     Do what needs a client: it keeps streams open, reopens and resumes them. Raises as `run_calls`,
@@ -73,6 +78,8 @@ def run(
                 timeout_s=settings.timeout_s,
                 connect_timeout_s=settings.timeout_s,
                 compression=compression,
+                signer=signer,
+                verifier=verifier,
                 name="tidewire-cli",
             ) as client,
         ):

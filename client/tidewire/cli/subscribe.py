@@ -8,6 +8,7 @@ import click
 from tidewire.cli.output import Output, payload_fields
 from tidewire.cli.parameters import START
 from tidewire.cli.settings import Settings, connection_options, pass_settings
+from tidewire.cli.signing import verifier_of, verifying_options
 
 if TYPE_CHECKING:
     import tidewire
@@ -28,6 +29,7 @@ Examples:
   tidewire sub 'orders.*' --from all --end --json
   tidewire sub --stream orders --from @1h
   tidewire sub --stream orders --consumer billing --count 10
+  tidewire sub 'orders.>' --verify keys
 """
 )
 @click.argument("subjects", nargs=-1)
@@ -38,6 +40,7 @@ Examples:
 @click.option("--count", type=click.IntRange(1), help="End after this many messages.")
 @click.option("--end", is_flag=True, help="End when all that is stored has been read.")
 @click.option("--with-subject", is_flag=True, help="Put the subject and a tab before each payload.")
+@verifying_options
 @connection_options
 @pass_settings
 def sub(settings: Settings, /, subjects: tuple[str, ...], **options: Any) -> None:
@@ -45,6 +48,7 @@ def sub(settings: Settings, /, subjects: tuple[str, ...], **options: Any) -> Non
     from tidewire.cli.session import run
 
     _check(subjects, options)
+    verifier = verifier_of(options)
 
     async def work(client: "tidewire.Client") -> None:
         stream: str | None = options["stream"]
@@ -56,7 +60,12 @@ def sub(settings: Settings, /, subjects: tuple[str, ...], **options: Any) -> Non
         else:
             await _follow(settings, client, stream, subjects, options, printer)
 
-    run(settings, work)
+    try:
+        run(settings, work, verifier=verifier)
+    finally:
+        if verifier is not None and verifier.refused:
+            reasons = ", ".join(f"{count} {name}" for name, count in verifier.refused.items())
+            settings.note(f"refused messages: {reasons}")
 
 
 def _check(subjects: Sequence[str], options: dict[str, Any]) -> None:
@@ -210,6 +219,8 @@ def message_fields(message: Any) -> dict[str, object]:
         fields["attempt"] = message.attempt
     if message.time is not None:
         fields["time"] = message.time
+    if message.signed_by:
+        fields["signed_by"] = message.signed_by
     if message.dead_letter is not None:
         fields["dead_letter"] = message.dead_letter
     return fields

@@ -171,9 +171,16 @@ class Events(Publishing):
         request = event_pb2.FetchRequest(
             consumer=source, messages_max=messages_max, bytes_max=bytes_max
         )
-        response = await self._fetch(request, wait_s, repeatable=False)
         settler = UnarySettler(self._session, source)
-        return messages_of(self._session, response, consumer_reader(stream, consumer), settler)
+        reader = consumer_reader(stream, consumer)
+        ends_s = self._session.clock() + wait_s
+        while True:
+            left_s = max(0.0, ends_s - self._session.clock())
+            response = await self._fetch(request, left_s, repeatable=False)
+            messages = messages_of(self._session, response, reader, settler)
+            # No message means that there is none, not that what came was refused.
+            if messages or not response.deliveries:
+                return messages
 
     async def fetch_from(
         self,
@@ -195,14 +202,20 @@ class Events(Publishing):
         request = event_pb2.FetchRequest(
             ordered=ordered, messages_max=messages_max, bytes_max=bytes_max
         )
-        response = await self._fetch(request, wait_s, repeatable=True)
-        messages = messages_of(self._session, response, stream_reader(stream))
-        return messages, int(response.next_sequence)
+        ends_s = self._session.clock() + wait_s
+        while True:
+            left_s = max(0.0, ends_s - self._session.clock())
+            response = await self._fetch(request, left_s, repeatable=True)
+            messages = messages_of(self._session, response, stream_reader(stream))
+            if messages or not response.deliveries:
+                return messages, int(response.next_sequence)
+            request.ordered.start.sequence = response.next_sequence
 
     async def _fetch(
         self, request: event_pb2.FetchRequest, wait_s: float, *, repeatable: bool
     ) -> event_pb2.FetchResponse:
         request.node_id = self._session.options.node_id
+        request.ClearField("wait")
         if wait_s:
             request.wait.CopyFrom(to_duration(wait_s))
         response: event_pb2.FetchResponse = await self._session.unary(

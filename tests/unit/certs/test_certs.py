@@ -13,6 +13,8 @@ from cryptography import x509
 
 from tidewire import certs
 from tidewire.certs import CertificateError, Leaf
+from tidewire.signing import KeyUnusable, Signer, Verifier
+from tidewire.wire.batch import encode_payloads
 
 SERVER = Leaf("server", "server", ("localhost", "127.0.0.1", "::1"))
 CLIENT = Leaf("laptop", "client")
@@ -198,3 +200,58 @@ def test_they_are_refused_where_they_should_be(tmp_path: Path) -> None:
         handshake(tmp_path, host="localhost", client=False)
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         handshake(tmp_path, host="example.org", client=True)
+
+
+def test_a_signing_key_is_never_replaced(tmp_path: Path) -> None:
+    """What it signs verifies with its public half; making it again is refused."""
+    path = certs.signing_key(tmp_path, "orders")
+    signer = Signer.from_file("orders", tmp_path / "orders.key")
+    batch = encode_payloads("a", [b"x"])
+    signer.sign(batch)
+
+    assert "orders" == Verifier.from_folder(tmp_path).check(batch)
+    assert (0o600, 0o644) == (
+        stat.S_IMODE((tmp_path / "orders.key").stat().st_mode),
+        stat.S_IMODE(path.stat().st_mode),
+    )
+    with pytest.raises(CertificateError, match="is there"):
+        certs.signing_key(tmp_path, "orders")
+
+
+def test_a_signing_certificate_is_trusted_through_its_authority_only(tmp_path: Path) -> None:
+    """Its SPIFFE id is the key id; certificates of another authority are refused, not left out."""
+    ours, theirs, published = tmp_path / "ours", tmp_path / "theirs", tmp_path / "published"
+    published.mkdir()
+    for folder in (ours, theirs):
+        certs.init(folder, [CLIENT])
+        certs.signing_certificate(folder, "orders")
+    (published / "orders.pem").write_bytes((ours / "orders.pem").read_bytes())
+    (published / "laptop.pem").write_bytes((ours / "laptop.pem").read_bytes())  # cannot sign
+    signer = Signer.from_certificate(ours / "orders.pem", ours / "orders.key")
+    batch = encode_payloads("a", [b"x"])
+    signer.sign(batch)
+    verifier = Verifier.from_certificates(published, authority=ours / "ca.pem")
+
+    assert "spiffe://tidewire.local/client/orders" == verifier.check(batch)
+    with pytest.raises(KeyUnusable, match="not of a valid authority"):
+        Verifier.from_certificates(published, authority=theirs / "ca.pem")
+    with pytest.raises(KeyUnusable, match="not of a valid authority"):
+        # A leaf is no authority, though it has signed itself nothing yet.
+        Verifier.from_certificates(published, authority=ours / "orders.pem")
+    with pytest.raises(KeyUnusable, match="not the key of"):
+        Signer.from_certificate(ours / "orders.pem", theirs / "orders.key")
+    with pytest.raises(KeyUnusable, match="another certificate is for"):
+        (published / "twin.pem").write_bytes((ours / "orders.pem").read_bytes())
+        Verifier.from_certificates(published, authority=ours / "ca.pem")
+
+
+def test_a_certificate_that_must_not_sign_is_refused(tmp_path: Path) -> None:
+    """A key of another kind cannot sign, and a folder without any Ed25519 key is a mistake."""
+    certs.init(tmp_path, [CLIENT])
+
+    with pytest.raises(KeyUnusable, match="must be Ed25519"):
+        Signer.from_certificate(tmp_path / "laptop.pem", tmp_path / "laptop.key")
+    with pytest.raises(KeyUnusable, match="no certificate with an Ed25519 key"):
+        Verifier.from_certificates(tmp_path, authority=tmp_path / "ca.pem")
+    with pytest.raises(CertificateError, match="holds no authority"):
+        certs.signing_certificate(tmp_path / "empty", "orders")
