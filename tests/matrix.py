@@ -81,10 +81,12 @@ class Footnotes:
 
 
 def general(why: str) -> str:
-    """Return a reason without what differs between runs: methods, addresses, figures."""
+    """Return a reason without what differs between runs and wires: methods, addresses, figures."""
     why = re.sub(r"/tidewire\.testing\.Echo/\w+", "the call", why)
     why = re.sub(r"([a-z+]+)://(?:127\.0\.0\.1:\d+\S*|/\S*\w|[0-9a-f]{8}\b)", r"\1://", why)
     why = re.sub(r"after \d+ of \d+", "after some", why)
+    why = re.sub(r"[a-z+]+:// (is not encrypted|carries)", r"this wire \1", why)
+    why = re.sub(r"(certificates are given): use [a-z]+://", r"\1", why)
     return re.sub(r"\b\d{5,}\b", "many", why)
 
 

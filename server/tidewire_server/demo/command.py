@@ -65,7 +65,8 @@ def demo(path: Path | None, wires: tuple[str, ...], as_json: bool, keep: bool) -
 
     Starts a server with mTLS and a fresh data folder, and an operator that is killed halfway. On
     each wire all six kinds of messages are used; what comes out is compared with independent
-    computations.
+    computations. What a wire of datagrams cannot carry is tried, and must be refused with the typed
+    error that says so. memory:// is within one process and has no part here.
     """
     try:
         dataset = load(path)
