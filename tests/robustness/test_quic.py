@@ -275,6 +275,32 @@ async def test_a_storm_of_resets(served: Served) -> None:
     assert {} == dict(served.server.counters.errors)
 
 
+async def test_a_mistake_of_the_library(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """Should it raise for one connection, that one ends and says so; others go on."""
+    url, tls = served.url, served.tls
+    async with (
+        channel(url, tls=tls, options=FAST) as broken,
+        channel(url, tls=tls, options=FAST) as other,
+    ):
+        stub, whole = (echo_pb2_grpc.EchoServiceStub(each) for each in (broken, other))
+        await stub.Say(echo_pb2.SayRequest(), timeout=LIMIT_S)
+        shells: list[Any] = list(served.server._shells)
+        await whole.Say(echo_pb2.SayRequest(), timeout=LIMIT_S)
+        (shell,) = shells
+
+        def fail(_: float) -> None:
+            raise AssertionError("a mistake")
+
+        shell.session.datagrams = fail
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Say(echo_pb2.SayRequest(), timeout=1.0)
+        await until(shell.lost.done)
+        assert "on" == (await whole.Say(echo_pb2.SayRequest(text="on"), timeout=LIMIT_S)).text
+
+    assert "could not go on" in caplog.text
+    await works(served)
+
+
 # Streams that break the rules ---------------------------------------------------------------------
 
 GREETING = encode_frame(HELLO, encode_hello(Hello(), WireLimits()))
@@ -300,6 +326,7 @@ async def speak(served: Served, said: list[tuple[int, bytes, bool]]) -> None:
         def __getattr__(self, _: str) -> Any:
             return lambda *_, **__: None
 
+    deaf: Any = Deaf()
     with Stranger(served.address) as stranger:
         for stream, data, last in said:
             session.send(stream, data, last=last)
@@ -309,7 +336,7 @@ async def speak(served: Served, said: list[tuple[int, bytes, bool]]) -> None:
                     stranger.send(data)
                 for data in stranger.answers():
                     session.receive(data, served.address, loop.time())
-                session.deliver(Deaf())
+                session.deliver(deaf)
                 if loop.time() >= session.wake_s():
                     session.handle_timer(loop.time())
                 await asyncio.sleep(0.002)

@@ -191,7 +191,7 @@ class QuicSession(Protocol):
         """Take a datagram; whatever is in it, nothing is raised."""
         ...
 
-    def deliver(self, events: SessionEvents) -> None:
+    def deliver(self, to: SessionEvents) -> None:
         """Hand over what happened."""
         ...
 

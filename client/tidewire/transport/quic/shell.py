@@ -6,6 +6,7 @@ that came and those that leave, and the acknowledgement travels with the answer.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -28,6 +29,8 @@ REASON_BYTES_MAX: Final = 256
 """A reason in the end of a connection is cut to this."""
 LATENESS_S: Final = 0.0005
 """A timer that is earlier than needed by less than this is left alone."""
+
+_LOGGER = logging.getLogger(__name__)
 
 SendDatagrams = Callable[[list[tuple[bytes, Address]]], None]
 
@@ -231,6 +234,13 @@ class QuicShell:
         self._flush_due = False
         if self._ended:
             return
+        try:
+            self._flush()
+        except Exception:  # a library of somebody else: it must end this connection only
+            _LOGGER.exception("a QUIC connection could not go on")
+            self._end(ConnectionLost("the QUIC connection could not go on"), None)
+
+    def _flush(self) -> None:
         now_s = self._loop.time()
         session, link, carrier = self.session, self._link, self.carrier
         while True:
@@ -297,6 +307,8 @@ class QuicShell:
         if now_s >= self.session.wake_s():
             self.session.handle_timer(now_s)
             self.session.deliver(self)
+        if self._ended:
+            return
         link = self._link
         if link is not None and now_s >= link.wake_s:
             link.handle_timeout(now_s)

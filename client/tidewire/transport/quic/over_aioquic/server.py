@@ -268,5 +268,5 @@ def _refuse_to_let_strangers_in(
     if why is None or why.error_code != expected:
         raise TlsFailed(
             "the self-test of quic:// failed: a client without a certificate was not refused for "
-            "that reason; this server does not serve"
+            f"that reason, but {why.reason_phrase if why else 'got in'}; this server does not serve"
         )

@@ -49,9 +49,10 @@ class AioquicSession:
     def identifiers(self) -> Sequence[bytes]:
         """See ``QuicSession``."""
         quic = self._quic
-        chosen = () if quic._is_client else (quic._original_destination_connection_id,)
-        retried = (quic._retry_source_connection_id,) if quic._retry_source_connection_id else ()
-        return [each.cid for each in quic._host_cids] + [*chosen, *retried]
+        names: list[bytes | None] = [each.cid for each in quic._host_cids]
+        if not quic._is_client:
+            names += [quic._original_destination_connection_id, quic._retry_source_connection_id]
+        return [name for name in names if name]
 
     @property
     def address(self) -> Address:
