@@ -77,7 +77,7 @@ class Pages:
         self._sizing = None if fits_any else Sizing(session.channel)
 
     async def ask(self, call: Callable[[int], Awaitable[Any]]) -> Any:
-        """Make a call with the size of a page; raise MessageTooLarge when one entry does not fit."""
+        """Make a call with the size of a page; MessageTooLarge: a single entry does not fit."""
         if self._sizing is None:
             return await call(self._page_size)
         return await self._sizing.ask(call)

@@ -66,6 +66,7 @@ from tidewire.wire.datagram_cancels import Cancels
 from tidewire.wire.datagram_hello import Introduction
 from tidewire.wire.datagram_limits import DATAGRAM_BYTES, DatagramLimits
 from tidewire.wire.datagram_rtt import RoundTrip
+from tidewire.wire.datagram_window import Window
 from tidewire.wire.deadlines import FOREVER, Deadlines
 from tidewire.wire.limits import WireLimits
 
@@ -79,9 +80,8 @@ class ClientSession:
     Attributes:
         out: Datagrams to send, oldest first; whoever sends them clears it.
         wake_s: When :meth:`handle_timeout` must run, at the latest.
-        session: Identifier, 64 random bits.
         bytes_max: Largest datagram the server takes and we may send.
-        retransmissions: REQUESTs, POLLs and HELLOs that were sent again.
+        retransmissions: What was sent again.
         refused: Datagrams that were dropped, by reason.
         oneway_sent: ONEWAYs sent; of them ``oneway_taken`` had come as of the last PONG.
     """
@@ -96,18 +96,17 @@ class ClientSession:
         seed: int | None = None,
     ) -> None:
         self.out: list[bytes] = []
-        self.wake_s = now_s
+        self.wake_s = FOREVER
         self.session = secrets.randbits(64) or 1
         self.bytes_max = limits.datagram_bytes
         self.ready = False
         self._over = False
         self.retransmissions = 0
         self.refused: Counter[str] = Counter()
-        self.oneway_sent = 0
-        self.oneway_taken = 0
+        self.oneway_sent = self.oneway_taken = 0
         self.asking: dict[int, Asking] = {}
         """Requests on their way, by id."""
-        self.window = float(limits.window_first)
+        self.window = Window(limits, wire.calls_max)
         self._listener = listener
         self._wire = wire
         self._limits = limits
@@ -119,14 +118,12 @@ class ClientSession:
         self._order = count()
         self._timers: Deadlines[Asking] = Deadlines()
         self._number = 0
-        self._calls_max = wire.calls_max
         self._cancels = Cancels(limits, self._rtt, self._jittered)
         self._header = partial(HEADER.pack, MAGIC, VERSION)
         self._introduction = Introduction(self.session, hello, wire, limits, self._jittered)
         self._heard_s = now_s
         self._pinged_s = FOREVER
         self._ping = 0
-        self._shrunk_s = 0.0
         self._send_hello(now_s)
 
     @property
@@ -235,15 +232,16 @@ class ClientSession:
     def _due(self, asking: Asking, due_s: float) -> None:
         asking.due_s = due_s
         self._timers.add(due_s, asking)
-        if due_s < self.wake_s:
-            self.wake_s = due_s
+        self._wake_at(due_s)
 
     def _jittered(self, wait_s: float) -> float:
         return wait_s * (1 + self._limits.retry_jitter * (2 * self._random.random() - 1))
 
     def _has_place(self) -> bool:
         asked = len(self.asking)
-        return self.ready and asked - self._working_now < self.window and asked < self._calls_max
+        window = self.window
+        on_their_way = asked - self._working_now
+        return self.ready and on_their_way < int(window.size) and asked < window.calls_max
 
     def _pump(self, now_s: float) -> None:
         while self._queue and self._has_place():
@@ -306,7 +304,7 @@ class ClientSession:
         if asking.sends == 1 and not asking.working:
             self._rtt.sample(now_s - asking.first_s)
         self._forget(asking)
-        self.window = min(self.window + 1 / self.window, float(self._calls_max))
+        self.window.grow()
         self._listener.answered(asking, answer)
         if self._queue:
             self._pump(now_s)
@@ -391,7 +389,7 @@ class ClientSession:
             return
         self.ready = True
         self.bytes_max = min(self.bytes_max, hello.limits.frame_bytes_max)
-        self._calls_max = hello.limits.calls_max
+        self.window.calls_max = hello.limits.calls_max
         self._listener.welcomed(hello)
         self._pump(now_s)
 
@@ -451,7 +449,7 @@ class ClientSession:
         if sends >= (limits.sends_large_max if large else limits.sends_max):
             self._give_up(asking, asking.unanswered(large=large))
             return
-        self._shrink(now_s)
+        self.window.shrink(self._rtt, now_s)
         self._again(asking, now_s)
 
     def _again(self, asking: Asking, now_s: float) -> None:
@@ -465,12 +463,6 @@ class ClientSession:
         self._send_request(asking, now_s)
         if asking.size_bytes > DATAGRAM_BYTES and asking.sends > 1:
             self.ping()  # whether the server is there at all
-
-    def _shrink(self, now_s: float) -> None:
-        """Halve the window, at most once in a round trip."""
-        if now_s - self._shrunk_s > (self._rtt.smoothed_s or self._rtt.timeout_s):
-            self._shrunk_s = now_s
-            self.window = max(self.window / 2, float(self._limits.window_least))
 
     def _poll(self, asking: Asking) -> None:
         self.out.append(encode_datagram(POLL, self.session, asking.number, PADDING))
