@@ -17,7 +17,8 @@ from tidewire.errors import (
     WireVersionUnsupported,
 )
 from tidewire.transport.counters import handshake_reason
-from tidewire.transport.datagram_server import DatagramLink, SessionShell, goaway
+from tidewire.transport.datagram_server import DatagramLink
+from tidewire.transport.datagram_session import SessionShell, goaway
 from tidewire.transport.datagram_socket import LOSABLE, READS_PER_TURN, Address
 from tidewire.transport.peer import Peer
 from tidewire.transport.tls import ServerTls

@@ -2,15 +2,12 @@
 
 import asyncio
 import errno
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from tidewire.errors import (
     Cancelled,
-    ConnectionLost,
     DeadlineExceeded,
     Draining,
-    MessageTooLarge,
     OutcomeUnknown,
     ProtocolViolation,
     TidewireError,
@@ -18,20 +15,16 @@ from tidewire.errors import (
     WireUnsuitable,
 )
 from tidewire.transport.context import ServerCall
+from tidewire.transport.datagram_session import SessionShell, goaway, too_large
 from tidewire.transport.link import ServerLink
 from tidewire.transport.lossy import LOSSY_METHODS
-from tidewire.transport.options import LINGER_S
-from tidewire.transport.peer import Peer
 from tidewire.transport.shell import Shell
 from tidewire.wire.bodies import (
     ENDING_OK,
     STATUS_OK,
     Ending,
-    Goaway,
     Head,
-    Hello,
     Metadata,
-    encode_goaway,
     encode_hello,
 )
 from tidewire.wire.datagram import (
@@ -65,7 +58,6 @@ from tidewire.wire.datagram_limits import DATAGRAM_BYTES
 from tidewire.wire.datagram_requests import Requests, Sequences, Verdict
 
 if TYPE_CHECKING:
-    from tidewire.transport.datagram_listener import DatagramListener
     from tidewire.transport.server import RawServer
 
 SHORT_MESSAGE: Final = 200
@@ -191,7 +183,7 @@ class DatagramLink(ServerLink):
             if error.errno != errno.EMSGSIZE:
                 raise
             size = len(body) + HEADER_BYTES
-            flags, body = _too_large(size, DATAGRAM_BYTES)
+            flags, body = too_large(size, DATAGRAM_BYTES)
             self.requests.answer(number, flags, body, self.loop.time())
             self._send(encode_datagram(RESPONSE, self.session, number, body, flags=flags))
 
@@ -199,7 +191,7 @@ class DatagramLink(ServerLink):
         """Return what is told when an answer does not fit a datagram."""
         ending = answer.ending
         if ending.code == STATUS_OK:
-            return _too_large(size, limit)
+            return too_large(size, limit)
         return encode_answer(Answer(Ending(ending.code, ending.message[:SHORT_MESSAGE])))
 
     def push_lossy(self, call: DatagramCall, body: bytes, weight: int) -> bool:
@@ -435,75 +427,3 @@ class DatagramLink(ServerLink):
         super()._close(error)
         self.requests.clear()
         self._shell.end()
-
-
-class SessionShell:
-    """The shell of a session: a way back to the client, on the listener's socket."""
-
-    def __init__(
-        self,
-        listener: "DatagramListener",
-        session: int,
-        origin: Any,
-        greeting: Hello,
-        commitment: bytes,
-        peer: Callable[[Any], Peer],
-    ) -> None:
-        self.listener = listener
-        self.session = session
-        self.origin = origin
-        self.greeting = greeting
-        self.commitment = commitment
-        self.connection: DatagramLink
-        self.lost: asyncio.Future[None] = listener.loop.create_future()
-        self._peer = peer
-        self._linger: asyncio.TimerHandle | None = None
-
-    def peer(self) -> Peer:
-        """Who is at the other end."""
-        return self._peer(self.origin)
-
-    def move(self, origin: Any, commitment: bytes) -> None:
-        """Go on from another address."""
-        self.origin = origin
-        self.commitment = commitment
-        self.connection.peer = self.peer()
-
-    def send(self, data: bytes) -> bool:
-        """Send to the client; return False when the socket did not take it."""
-        return self.listener.send(self.origin, data)
-
-    def flush(self) -> None:
-        """Nothing waits here."""
-
-    def finish(self) -> None:
-        """Go when the client says so, or soon: it may still ask for answers that were lost."""
-        if self._linger is None:
-            self._linger = self.listener.loop.call_later(LINGER_S, self.abort)
-
-    def abort(self) -> None:
-        """Go at once."""
-        self.connection.connection_lost(ConnectionLost("the session has ended"))
-
-    def end(self) -> None:
-        """The session is over."""
-        if self._linger is not None:
-            self._linger.cancel()
-        if not self.lost.done():
-            self.lost.set_result(None)
-            self.listener.left(self)
-
-
-def goaway(session: int, number: int, reason: Ending, grace_s: float = 0.0) -> bytes:
-    """Return a GOAWAY."""
-    body = encode_goaway(Goaway(number & 0xFFFFFFFF, reason, grace_s))
-    return encode_datagram(GOAWAY, session, number, body)
-
-
-def _too_large(size: int, limit: int) -> tuple[int, bytes]:
-    error = MessageTooLarge(
-        f"the response is a datagram of {size} bytes; at most {limit} are sent: use tcp:// or "
-        "quic://, or a larger datagram_bytes at both ends",
-        metadata={"size_bytes": size, "limit_bytes": limit},
-    )
-    return encode_answer(Answer(Ending.of(error)))
