@@ -191,6 +191,17 @@ async def test_the_schedule() -> None:
     assert 3 == len(method.timeouts)
 
 
+async def test_a_dead_server_is_not_buried() -> None:
+    """Of 10,000 requests that all fail, no more than a tenth is sent again, beside the savings."""
+    made = session(Clock())
+    dead = Method(*[rpc_error(grpc.StatusCode.UNAVAILABLE)] * 20_000)
+    for _ in range(10_000):
+        with contextlib.suppress(ConnectionLost):
+            await made.unary(dead, "x")
+
+    assert 10_000 < len(dead.timeouts) <= 11_010
+
+
 class Suspected:
     """A channel that counts doubts."""
 

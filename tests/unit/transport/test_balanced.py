@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from support.authority import Authority
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
@@ -193,19 +193,19 @@ async def test_a_server_whose_calls_fail_is_ejected(wire: str, tmp_path: Path) -
     authority = Authority(tmp_path)
     server_tls = authority.config(authority.issue("server")) if wire in ENCRYPTED else None
     client_tls = authority.config(authority.issue("client")) if wire in ENCRYPTED else None
-    sick, health = Unwell(), Health()
+    sick, told = Unwell(), Health()
     async with (
         serving_echo(wire, server_tls=server_tls, service=sick) as (first, server, _),
         serving_echo(wire, server_tls=server_tls) as (second, _, well),
     ):
         if wire == "tcp":
-            health_pb2_grpc.add_HealthServicer_to_server(health, server)
+            health_pb2_grpc.add_HealthServicer_to_server(told, server)
         options = BalanceOptions(failures_max=2, eject_first_s=0.2, health_interval_s=0)
         async with channel([first, second], tls=client_tls, balance_options=options) as made:
             assert isinstance(made, BalancedChannel)
             stub: Any = echo_pb2_grpc.EchoServiceStub(made)
             await until(lambda: ready(made, 2))
-            health.status = health_pb2.HealthCheckResponse.NOT_SERVING
+            told.status = health_pb2.HealthCheckResponse.NOT_SERVING
             failed = 0
             for _ in range(20):
                 try:
@@ -217,10 +217,10 @@ async def test_a_server_whose_calls_fail_is_ejected(wire: str, tmp_path: Path) -
 
             sick.sick = False
             if wire == "tcp":
-                asked = health.asked
-                await until(lambda: health.asked > asked)
+                asked = told.asked
+                await until(lambda: told.asked > asked)
                 assert Standing.EJECTED is made.backends[0].standing
-            health.status = health_pb2.HealthCheckResponse.SERVING
+            told.status = health_pb2.HealthCheckResponse.SERVING
             await until(lambda: ready(made, 2))
             for _ in range(10):
                 await stub.Say(Say(text="y"), timeout=LIMIT_S)
@@ -229,19 +229,19 @@ async def test_a_server_whose_calls_fail_is_ejected(wire: str, tmp_path: Path) -
 
 async def test_one_that_does_not_serve_gets_no_calls(tmp_path: Path) -> None:
     """NOT_SERVING, as a draining server says, is noticed without a failing call."""
-    health = Health()
+    told = Health()
     async with several(("tcp", "tcp"), tmp_path) as (made, served, _):
         (_, server, _), (_, _, other) = served
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(told, server)
         stub: Any = echo_pb2_grpc.EchoServiceStub(made)
         await until(lambda: ready(made, 2))
-        health.status = health_pb2.HealthCheckResponse.NOT_SERVING
+        told.status = health_pb2.HealthCheckResponse.NOT_SERVING
         await until(lambda: made.backends[0].standing is Standing.FAILING)
         for _ in range(10):
             await stub.Say(Say(text="x"), timeout=LIMIT_S)
 
         assert 10 == len(other.order)
-        health.status = health_pb2.HealthCheckResponse.SERVING
+        told.status = health_pb2.HealthCheckResponse.SERVING
         await until(lambda: ready(made, 2))
 
 
@@ -260,19 +260,33 @@ async def test_nobody_there_is_told_at_once(tmp_path: Path) -> None:
         assert "tcp://" in (caught.value.details() or "")
 
 
+@asynccontextmanager
+async def healthy_grpc() -> AsyncIterator[tuple[str, Any, EchoService]]:
+    """Serve echo by gRPC with a health service; give the address, the health and the echo."""
+    service, server = EchoService(), grpc_server()
+    healthy = health.aio.HealthServicer()
+    echo_pb2_grpc.add_EchoServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+    await server.start()
+    try:
+        yield url, healthy, service
+    finally:
+        await server.stop(None)
+
+
 @pytest.mark.parametrize("policy", ["round_robin", "first"])
-async def test_addresses_of_grpc_are_balanced_by_grpc(policy: str, tmp_path: Path) -> None:
+async def test_addresses_of_grpc_are_balanced_by_grpc(policy: str) -> None:
     """
-    Its own policies and health checks: even spread over those that serve, or all to the first.
+    Its own policies: even spread with health checks, or all to the first; no channel of ours.
     """
-    health = Health()
     async with AsyncExitStack() as stack:
-        served = [await stack.enter_async_context(serving_echo("grpc")) for _ in range(2)]
+        served = [await stack.enter_async_context(healthy_grpc()) for _ in range(2)]
         made = channel([url for url, _, _ in served], balance=policy, options=SOON)  # type: ignore[arg-type]
         await stack.enter_async_context(made)
         assert not isinstance(made, BalancedChannel)
         stub: Any = echo_pb2_grpc.EchoServiceStub(made)
-        await asyncio.wait_for(made.channel_ready(), LIMIT_S)
 
         async def shares() -> list[int]:
             before = [len(service.order) for _, _, service in served]
@@ -281,13 +295,20 @@ async def test_addresses_of_grpc_are_balanced_by_grpc(policy: str, tmp_path: Pat
             after = [len(service.order) for _, _, service in served]
             return [late - early for early, late in zip(before, after, strict=True)]
 
-        expected = [10, 10] if policy == "round_robin" else [20, 0]
-        async with asyncio.timeout(LIMIT_S):
-            while await shares() != expected:
-                pass
-        await served[0][1].stop(None)
-        assert [0, 20] == await shares()
-    assert not health.asked
+        async def settle(expected: list[int]) -> None:
+            async with asyncio.timeout(LIMIT_S):
+                while await shares() != expected:
+                    pass
+
+        if policy == "first":
+            await settle([20, 0])
+            return
+        await settle([10, 10])
+        healthy = served[0][1]
+        await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await settle([0, 20])
+        await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+        await settle([10, 10])
 
 
 @pytest.mark.parametrize("wire", ["tcp"])
