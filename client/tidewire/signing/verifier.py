@@ -92,7 +92,7 @@ class Verifier:
             replay_window_s: Most seconds between signing and publishing, either way; clocks may
                 differ by so much.
             require: False: batches without any signature pass, and have no ``signed_by``.
-            remembered_max: Batches each reader remembers; about 250 bytes each.
+            remembered_max: Batches each reader remembers; about 280 bytes each.
             on_refused: Called with each refusal, in the event loop; must not raise or block.
             clock: The time in seconds since 1970; a test may give its own.
 

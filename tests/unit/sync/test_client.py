@@ -9,7 +9,9 @@ import pytest
 
 import tidewire.sync
 from support.server import Running
+from support.signing import private_pem, public_pem
 from tidewire import errors
+from tidewire.signing import Signer, Verifier
 
 WAIT_S = 20.0
 
@@ -157,3 +159,21 @@ def test_a_server_that_is_not_there_is_told() -> None:
     """Connecting raises a typed error in time."""
     with pytest.raises(errors.Unavailable):
         tidewire.sync.connect("tcp://127.0.0.1:1", connect_timeout_s=2.0)
+
+
+def test_signing_and_verifying(server: Running) -> None:
+    """The blocking client signs and verifies too; what is not signed is left out."""
+    key = private_pem()
+    signer, verifier = Signer("k", key), Verifier({"k": public_pem(key)})
+    url = server.url("tcp")
+    with (
+        tidewire.sync.connect(url, timeout_s=WAIT_S, signer=signer) as signing,
+        tidewire.sync.connect(url, timeout_s=WAIT_S, verifier=verifier) as verifying,
+        verifying.events.subscribe("signed.>") as subscription,
+    ):
+        verifying.events.publish("signed.a", "unsigned")
+        signing.events.publish("signed.a", "signed")
+        message = subscription.next(timeout_s=WAIT_S)
+        refused = subscription.refused
+
+    assert (b"signed", "k", 1) == (message.payload, message.signed_by, refused)
