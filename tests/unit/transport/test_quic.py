@@ -1,6 +1,7 @@
 """What only quic:// has: tickets, tokens, clients that move, streams that do not wait."""
 
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -457,8 +458,8 @@ async def test_a_restarted_server_resets_what_it_does_not_know(tmp_path: Path) -
             shell._send = lambda _: None  # as after kill -9: it says nothing any more
             shell.abort()
         listener.close()
-        socket = listener._sock  # type: ignore[attr-defined]
-        await until(lambda: socket.fileno() < 0)
+        sock = listener._sock  # type: ignore[attr-defined]
+        await until(lambda: sock.fileno() < 0)
         await start(port)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asyncio.wait_for(say(stub), LIMIT_S / 2)
@@ -570,3 +571,20 @@ async def test_answers_leave_from_the_address_they_were_asked_at(tmp_path: Path)
             answer = await stub.Say(echo_pb2.SayRequest(body=body), timeout=LIMIT_S)
             assert body == answer.body
         await server.stop(None)
+
+
+async def test_the_next_address_of_a_host(quic: Quic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that says nothing, and one that refuses, do not keep a client from the last."""
+    monkeypatch.setattr("tidewire.transport.quic.dial.ADDRESS_WAIT_S", 0.2)
+    port = quic.address[1]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.2", port))
+        loop = asyncio.get_running_loop()
+        where = [("127.0.0.2", port), ("127.0.0.3", port), ("127.0.0.1", port)]
+
+        async def found(*_: Any, **__: Any) -> list[Any]:
+            return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", address) for address in where]
+
+        monkeypatch.setattr(loop, "getaddrinfo", found)
+        async with client(quic) as (_, stub):
+            assert "hello" == await say(stub)

@@ -25,6 +25,8 @@ from tidewire.wire.streamed import StreamedClient
 if TYPE_CHECKING:
     from tidewire.transport.channel import RawChannel
 
+ADDRESS_WAIT_S: Final = 2.0
+"""Time for one address of a host that has several."""
 REFUSED_WAIT_S: Final = 1.0
 """After the system said that nobody listens: time for the server to show that this is not so."""
 
@@ -113,7 +115,7 @@ def _no_second_greeting(shell: QuicShell, _alpn: str) -> Carrier:
 
 async def dial(raw: "RawChannel", url: WireUrl, config: TlsConfig) -> ClientShell:
     """
-    Connect to the first address of the host that does not refuse.
+    Connect to the first address of the host that answers; all but the last get ``ADDRESS_WAIT_S``.
 
     Raises:
         OSError: The host has no address.
@@ -132,11 +134,16 @@ async def dial(raw: "RawChannel", url: WireUrl, config: TlsConfig) -> ClientShel
             problem = _unreached(f"cannot reach {address[0]}: {error.strerror or error}")
             continue
         shell = _begin(raw, sock, config, url, whole=whole)
+        last = address == found[-1][4]
         try:
-            await asyncio.shield(shell.connection.ready)
+            async with asyncio.timeout(None if last else ADDRESS_WAIT_S):
+                await asyncio.shield(shell.connection.ready)
+        except TimeoutError:
+            shell.abort()
+            problem = _unreached(f"{address[0]} did not answer within {ADDRESS_WAIT_S:g} s")
         except TidewireError as error:
             problem = error
-            if shell.handshake is not None or address == found[-1][4]:
+            if shell.handshake is not None or last:
                 raise
         except asyncio.CancelledError:
             shell.abort()
