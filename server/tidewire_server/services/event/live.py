@@ -63,10 +63,15 @@ class LiveBuffer:
 
     @property
     def is_behind(self) -> bool:
-        """Whether more than half of the bounds is used, by what waits and what is being stored."""
+        """
+        Whether more than half of the bounds is used, or would be more than three quarters with what
+        is being stored: the last quarter is for the batch each publisher has in hand.
+        """
         return (
-            2 * (self.bytes + self._coming_bytes) > self._bytes_max
-            or 2 * (self.messages + self._coming_messages) > self._messages_max
+            2 * self.bytes > self._bytes_max
+            or 2 * self.messages > self._messages_max
+            or 4 * (self.bytes + self._coming_bytes) > 3 * self._bytes_max
+            or 4 * (self.messages + self._coming_messages) > 3 * self._messages_max
         )
 
     @property
