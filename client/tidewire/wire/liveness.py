@@ -1,14 +1,16 @@
 """Is the peer still there, and does it keep its times? HELLO, frames, PINGs against the clock."""
 
 from collections import deque
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tidewire.errors import PeerTooSlow, PeerVanished, TidewireError, TooManyPings
 from tidewire.wire.deadlines import FOREVER
 from tidewire.wire.limits import WireLimits
 from tidewire.wire.rtt import RttEstimator
 
-DOUBLINGS_MAX = 16
+DOUBLINGS_MAX: Final = 16
+SPACING: Final = 2
+"""PINGs out of doubt take at most one of so many that a peer of the same limits stands."""
 
 
 class Judgement(NamedTuple):
@@ -71,8 +73,15 @@ class Liveness:
             self._quiet_probes += 1
 
     def suspect(self, now_s: float) -> bool:
-        """Doubt the peer; return whether a PING must go out now, to be answered in short time."""
-        if not self.greeted or (self._pinged_s is not None and self.heard_s < self._pinged_s):
+        """
+        Doubt the peer; return whether a PING must go out now, to be answered in short time.
+
+        Doubts come as often as requests fail, and a peer ends a connection that PINGs too often:
+        they are answered by the last PING when that is not long ago.
+        """
+        limits = self._limits
+        apart_s = SPACING * limits.pings_window_s / limits.pings_max
+        if not self.greeted or (self._pinged_s is not None and now_s < self._pinged_s + apart_s):
             return False
         self._ping(now_s, hurried=True)
         return True

@@ -11,6 +11,7 @@ import pytest
 from support.echo.v1 import echo_pb2
 from support.echoing import Echoing, echoing
 from tidewire.client.session import ClientOptions, Session
+from tidewire.errors import DeadlineExceeded
 from tidewire.transport import TransportOptions
 from tidewire.wire.limits import WireLimits
 
@@ -71,14 +72,33 @@ async def test_a_slow_handler_is_not_asked_twice(echo: Echoing) -> None:
     assert echo.channel.link.rtt_s > 0
 
 
-async def test_an_idle_connection_is_suspected_on_demand(echo: Echoing) -> None:
-    """A doubt of the caller ends one that hangs, and leaves a good one."""
+async def test_a_good_connection_survives_a_doubt(echo: Echoing) -> None:
+    """It answers the PING."""
+    measured = echo.channel.link._liveness.rtt.samples
     echo.channel.suspect()
-    await echo.stub.Say(Say(text="fine"))
+    async with asyncio.timeout(LIMIT_S):
+        while echo.channel.link._liveness.rtt.samples == measured:  # noqa: ASYNC110 (as above)
+            await asyncio.sleep(0.01)
+
     assert 0 == echo.channel.pool_stats().closed
+
+
+async def test_an_idle_connection_that_hangs_does_not(echo: Echoing) -> None:
+    """A doubt of the caller ends it at once, not after the keepalive."""
     stall(echo)
     echo.channel.suspect()
     async with asyncio.timeout(LIMIT_S):
         await echo.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
 
     assert {"lost": 1} == echo.channel.pool_stats().closed_by
+
+
+async def test_failing_requests_do_not_ping_a_connection_to_death(echo: Echoing) -> None:
+    """A hundred timeouts in a row doubt the server a hundred times; it stays connected."""
+    session = Session(echo.channel, ClientOptions())
+    for _ in range(100):
+        with pytest.raises(DeadlineExceeded):
+            await session.unary(echo.stub.Say, Say(fault="sleep"), timeout_s=0.002)
+    assert "well" == (await session.unary(echo.stub.Say, Say(text="well"))).text
+
+    assert 0 == echo.channel.pool_stats().closed

@@ -148,6 +148,20 @@ def test_a_suspected_peer_answers_at_once_or_goes() -> None:
     assert isinstance(liveness.judge(101.1).error, PeerVanished)
 
 
+def test_doubts_are_rarer_than_a_peer_stands() -> None:
+    """A thousand failed requests in ten seconds cost a few PINGs, fewer than are too many."""
+    liveness = greeted()
+    sent = 0
+    for step in range(1_000):
+        now_s = 100.0 + step / 100
+        if liveness.suspect(now_s):
+            sent += 1
+            liveness.heard_s = now_s + 0.001
+            liveness.answered(now_s + 0.001)
+
+    assert 1 < sent <= LIMITS.pings_max / 2
+
+
 def test_an_answer_measures_the_round_trip_once() -> None:
     """A PONG nobody asked for measures nothing."""
     liveness = greeted()
