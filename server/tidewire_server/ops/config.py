@@ -302,8 +302,9 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     One rule of [access]: who may, or may not, call what.
 
     Attributes:
-        principals: Patterns of SPIFFE ids or DNS names; ``"*"`` is everybody, ``""`` who did not
-            authenticate.
+        principals: Patterns of SPIFFE ids or DNS names, of users of Unix sockets
+            (``unix://uid=1000``) or of this process (``memory://process``); ``"*"`` is everybody,
+            ``""`` who did not authenticate.
         methods: Patterns of ``Service/Method``, such as ``StateService/*`` or
             ``tidewire.v1.StateService/Get``.
         effect: ``deny`` beats ``allow``.
