@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import grpc
 import grpc.aio
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +22,7 @@ from support.authority import Authority
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
 from support.echo_service import EchoService
 from support.echoing import serving_echo
-from support.impairment import impaired
+from support.impairment import Impairment, impaired
 from tidewire.transport import RawServer, TlsConfig, TransportOptions, channel
 from tidewire.transport.quic import listener as listening
 from tidewire.transport.quic.backend import DATAGRAM_BYTES_LEAST
@@ -299,6 +300,46 @@ async def test_a_mistake_of_the_library(served: Served, caplog: pytest.LogCaptur
 
     assert "could not go on" in caplog.text
     await works(served)
+
+
+async def test_the_wrong_port(served: Served) -> None:
+    """Clients of quic:// and udp:// at each other's ports get nowhere; both servers go on."""
+    short = replace(FAST, connect_timeout_s=0.5)
+    async with serving_echo("udp") as (plain, _, service):
+        for url, tls in (
+            (plain.replace("udp://", "quic://"), served.tls),
+            (served.url.replace("quic://", "udp://"), None),
+        ):
+            async with channel(url, tls=tls, options=short) as connected:
+                stub = echo_pb2_grpc.EchoServiceStub(connected)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.Say(echo_pb2.SayRequest(), timeout=2.0)
+                assert caught.value.code() in (
+                    grpc.StatusCode.UNAVAILABLE,
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                )
+        async with channel(plain, options=FAST) as connected:
+            stub = echo_pb2_grpc.EchoServiceStub(connected)
+            assert "on" == (await stub.Say(echo_pb2.SayRequest(text="on"), timeout=LIMIT_S)).text
+    assert ["on"] == service.order
+    await works(served)
+
+
+async def test_a_slow_path_has_time_for_its_handshake(tmp_path: Path) -> None:
+    """HELLO has its time from the end of the handshake, which may take longer than that."""
+    limits = WireLimits(hello_timeout_s=0.5)
+    slow = Impairment(delay_s=0.15)
+    async with (
+        serving(tmp_path, TransportOptions(limits=limits)) as served,
+        impaired(served.address, up=slow) as between,
+        channel(
+            f"quic://127.0.0.1:{between.address[1]}",
+            tls=served.tls,
+            options=replace(FAST, limits=limits),
+        ) as connected,
+    ):
+        stub = echo_pb2_grpc.EchoServiceStub(connected)
+        assert "on" == (await stub.Say(echo_pb2.SayRequest(text="on"), timeout=LIMIT_S)).text
 
 
 # Streams that break the rules ---------------------------------------------------------------------

@@ -56,6 +56,10 @@ class Liveness:
         self._pings: deque[float] | None = None
         """When the last PINGs came, once one has."""
 
+    def start(self, now_s: float) -> None:
+        """Count the time for HELLO from ``now_s``: a handshake came before it."""
+        self._started_s = now_s
+
     def measured(self, rtt_s: float) -> None:
         """Take a round trip."""
         self.rtt.sample(rtt_s)

@@ -12,6 +12,7 @@ from tidewire.errors import CreditExceeded, ProtocolViolation, TidewireError
 from tidewire.wire.call import Call
 from tidewire.wire.client_side import ClientCall, ClientConnection
 from tidewire.wire.connection import Connection
+from tidewire.wire.deadlines import FOREVER
 from tidewire.wire.frame import (
     CANCEL,
     CREDIT,
@@ -83,6 +84,16 @@ class StreamedConnection(Connection):
         self._partials = {}
         self._cut = {}
         self._aborts = []
+
+    def await_handshake(self) -> None:
+        """Count no time for HELLO yet: the handshake is not done."""
+        self._liveness.start(FOREVER)
+        self.wake_s = FOREVER
+
+    def begin_hello(self, sent_s: float) -> None:
+        """The handshake is done: HELLO, which went out at ``sent_s``, has its time."""
+        self._liveness.start(sent_s)
+        self.wake_at(sent_s + self.limits.hello_timeout_s)
 
     # In ---------------------------------------------------------------------------------------
 

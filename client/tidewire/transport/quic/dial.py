@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tidewire.errors import ConnectionLost, TidewireError
 from tidewire.transport.client_link import NEVER_SENT, ClientLink
-from tidewire.transport.quic.backend import Address, QuicSettings
+from tidewire.transport.quic.backend import Address, Handshake, QuicSettings
 from tidewire.transport.quic.listener import quic_settings
 from tidewire.transport.quic.over_aioquic import BACKEND
 from tidewire.transport.quic.shell import Carrier, FrameCarrier, QuicShell
@@ -53,10 +53,19 @@ class ClientShell(QuicShell):
         super().__init__(session, self._send_all, raw.counters, _no_second_greeting)
         link = QuicClientLink(raw, self, loop.time())
         link.begin_streams()
+        link.await_handshake()
+        self._began_s = loop.time()
         self.begin(link, FrameCarrier(link))
         self.lost.add_done_callback(lambda _: self._close_socket())
         loop.add_reader(sock, self._readable)
         self.flush()
+
+    def on_handshake(self, done: Handshake) -> None:
+        """Give the server's HELLO its time; ours went out now, or with the first datagrams."""
+        super().on_handshake(done)
+        link = self.connection
+        if link.peer_hello is None:
+            link.begin_hello(self._began_s if done.early else self._loop.time())
 
     def _send_all(self, datagrams: list[tuple[bytes, Address]]) -> None:
         too_long = self._sender(datagrams, [])
