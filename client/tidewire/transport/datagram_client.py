@@ -14,7 +14,7 @@ from tidewire.errors import (
     TidewireError,
     WireUnsuitable,
 )
-from tidewire.transport.client_call import UnaryCore
+from tidewire.transport.client_call import UnaryUnaryCall
 from tidewire.transport.client_link import ClientLink
 from tidewire.transport.counters import WireCounters
 from tidewire.transport.lossy import LOSSY_METHODS, ONEWAY_MARK, LossyMethod
@@ -109,7 +109,7 @@ class DatagramClientLink(ClientLink):
             WireUnsuitable: The call is a stream.
             ResourceExhausted: Too many calls wait.
         """
-        unary = isinstance(call, UnaryCore) and not isinstance(call, WriterCore)
+        unary = type(call) is UnaryUnaryCall
         if not unary:
             call.credit = _UNLIMITED
             if message is not None:
@@ -193,7 +193,13 @@ class DatagramClientLink(ClientLink):
         self._asked.pop(call.call_id, None)
         if self._missed:
             del self._missed[call.call_id]
-        super().forget(call)
+        call.over = True
+        self.calls.pop(call.call_id, None)
+        if self.draining:
+            if not self.calls:
+                self._shell.finish()
+        elif self.watched:
+            self.channel.on_rested(self)
 
     def take_unsent(self) -> list[ClientCall]:
         """Take out the calls whose request has not gone out."""

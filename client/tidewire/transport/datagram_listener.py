@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from tidewire.errors import (
 from tidewire.transport.counters import handshake_reason
 from tidewire.transport.datagram_server import DatagramLink
 from tidewire.transport.datagram_session import SessionShell, goaway
-from tidewire.transport.datagram_socket import LOSABLE, READS_PER_TURN, Address
+from tidewire.transport.datagram_socket import LOSABLE, Address, ReadBudget
 from tidewire.transport.peer import Peer
 from tidewire.transport.tls import ServerTls
 from tidewire.transport.url import WireUrl
@@ -102,6 +103,8 @@ class DatagramListener:
         self._ticker: asyncio.TimerHandle | None = None
         self.is_closing = False
         self.is_open = True
+        self._budget = ReadBudget()
+        self._received: Callable[[bytes, Any, float], None] = self.take
 
     # Life -------------------------------------------------------------------------------------
 
@@ -169,26 +172,23 @@ class DatagramListener:
     # In ---------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        size = self.read_bytes
-        now_s = self.loop.time()
-        receive = self._sock.recvfrom
-        for _ in range(READS_PER_TURN):
+        budget, size, receive = self._budget, self.read_bytes, self._sock.recvfrom
+        received, now_s = self._received, self.loop.time()
+        for count in range(budget.size):
             try:
                 data, address = receive(size)
             except (BlockingIOError, InterruptedError):
+                budget.left(count)
                 return
             except OSError as error:
                 self.counters.errors[type(error).__name__] += 1
                 return
-            self.datagram_received(data, address, now_s)
+            received(data, address, now_s)
             if not self.is_open:
                 return
+        budget.used()
 
-    def datagram_received(self, data: bytes, address: Address, now_s: float) -> None:
-        """Take a datagram off the socket."""
-        self.take(data, address, now_s, verified=False)
-
-    def take(self, data: bytes, origin: Any, now_s: float, *, verified: bool) -> None:
+    def take(self, data: bytes, origin: Any, now_s: float, *, verified: bool = False) -> None:
         """
         Hand a datagram to its session.
 

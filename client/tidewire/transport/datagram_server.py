@@ -27,6 +27,7 @@ from tidewire.wire.bodies import (
     Metadata,
     encode_hello,
 )
+from tidewire.wire.call import Call
 from tidewire.wire.datagram import (
     CANCEL,
     DELIVER,
@@ -252,7 +253,8 @@ class DatagramLink(ServerLink):
         if asked.floor > requests.floor:
             for gone in requests.raise_floor(asked.floor):
                 self._give_up(gone)
-        verdict = requests.judge(number)
+        # What is above all that came is new; only the rest is looked up.
+        verdict = Verdict.NEW if number > requests.highest else requests.judge(number)
         if verdict is not Verdict.NEW:
             self._repeated(number, verdict, poll=False)
             return
@@ -386,6 +388,13 @@ class DatagramLink(ServerLink):
             return
         call.peer_done = False
         super()._begin(call, handler, message, last)
+
+    def forget(self, call: Call) -> None:
+        """Take a call out; it has no frames that wait."""
+        call.over = True
+        self.calls.pop(call.call_id, None)
+        if self.draining and not self.calls:
+            self._shell.finish()
 
     # Ends -------------------------------------------------------------------------------------
 

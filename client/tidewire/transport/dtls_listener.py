@@ -56,6 +56,7 @@ class DtlsListener(DatagramListener):
         self._context = make_context(tls.config, server=True, cookies=self._callbacks)
         self._reloads = tls.reloads
         self.read_bytes += RECORD_BYTES
+        self._received = self.datagram_received
 
     # Handshakes -------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from tidewire.transport.datagram_client import DatagramClientLink, DatagramShell
 from tidewire.transport.datagram_listener import DatagramListener, DatagramPeer
 from tidewire.transport.datagram_socket import (
     LOSABLE,
-    READS_PER_TURN,
+    ReadBudget,
     bind_datagrams,
     dial_datagrams,
     path_bytes,
@@ -65,6 +65,7 @@ class UdpPipe:
         self._read_bytes = bytes_max + 1
         self._loop = asyncio.get_running_loop()
         self._open = True
+        self._budget = ReadBudget()
         self._receive: Callable[[bytes], None]
         self._received: Callable[[], None]
         self._lost: Callable[[TidewireError], None]
@@ -80,17 +81,21 @@ class UdpPipe:
         self._loop.add_reader(self._sock, self._readable)
 
     def _readable(self) -> None:
-        for _ in range(READS_PER_TURN):
+        budget, recv, size, receive = self._budget, self._sock.recv, self._read_bytes, self._receive
+        for count in range(budget.size):
             try:
-                data = self._sock.recv(self._read_bytes)
+                data = recv(size)
             except (BlockingIOError, InterruptedError):
+                budget.left(count)
                 break
             except OSError as error:
                 self._lost(ConnectionLost(f"cannot reach {self._url}: {error.strerror or error}"))
                 return
-            self._receive(data)
+            receive(data)
             if not self._open:
                 return
+        else:
+            budget.used()
         self._received()
 
     def send(self, data: bytes) -> None:

@@ -30,6 +30,9 @@ VERSION: Final = 1
 PRELUDE: Final = MAGIC << 8 | VERSION
 HEADER: Final = Struct(">HBBBBHQQ")
 """Magic, version, type, flags, priority, zero, session, number."""
+_IDS: Final = Struct(">QQ")
+_BEGIN_BYTES: Final = 8
+"""What comes before the ids; there are few that are legal, and looking one up judges all of it."""
 HEADER_BYTES: Final = 24
 COOKIE_BYTES: Final = 24
 RETRY_BYTES: Final = HEADER_BYTES + COOKIE_BYTES
@@ -108,6 +111,27 @@ _SIZES: Final = {
 }
 """Bytes of bodies that have one size."""
 
+_Begin: TypeAlias = tuple[int, int, int, int | None]
+"""Type, flags, priority, bytes of the body where it has one size."""
+
+
+def _begins(kinds: frozenset[int]) -> dict[bytes, _Begin]:
+    return {
+        HEADER.pack(MAGIC, VERSION, kind, flags, priority, 0, 0, 0)[:_BEGIN_BYTES]: (
+            kind,
+            flags,
+            priority,
+            _SIZES.get(kind),
+        )
+        for kind in kinds
+        for flags in _FLAGS.get(kind, _NO_FLAGS)
+        for priority in range(PRIORITY_LAST + 1 if kind in _WITH_PRIORITY else 1)
+    }
+
+
+_BEGIN_OF_CLIENT: Final = _begins(_FROM_CLIENT)
+_BEGIN_OF_SERVER: Final = _begins(_FROM_SERVER)
+
 Datagram: TypeAlias = tuple[int, int, int, int, int, bytes]
 """Type, flags, priority, session, number, body."""
 
@@ -136,25 +160,30 @@ def parse_datagram(data: bytes, *, from_client: bool) -> Datagram:
     Raises:
         ProtocolViolation: It is none of this protocol, or none the other side sends.
     """
-    if len(data) < HEADER_BYTES:
-        raise ProtocolViolation(f"a datagram of {len(data)} bytes has no header")
-    magic, version, kind, flags, priority, zero, session, number = HEADER.unpack_from(data)
-    if magic != MAGIC or version != VERSION:
-        raise ProtocolViolation(f"a datagram begins with {data[:3].hex()}, not {PRELUDE:06x}")
-    if kind not in (_FROM_CLIENT if from_client else _FROM_SERVER):
-        raise ProtocolViolation(f"datagram type {kind} does not come from there")
-    if flags and flags not in _FLAGS.get(kind, _NO_FLAGS):
-        raise ProtocolViolation(f"flags {flags:#04x} cannot stand on {DatagramType(kind).name}")
-    if priority and (priority > PRIORITY_LAST or kind not in _WITH_PRIORITY):
-        raise ProtocolViolation(f"priority {priority} cannot stand on {DatagramType(kind).name}")
-    if zero or not session:
-        raise ProtocolViolation("a reserved field is set, or the session is 0")
-    size = _SIZES.get(kind)
+    known = (_BEGIN_OF_CLIENT if from_client else _BEGIN_OF_SERVER).get(data[:_BEGIN_BYTES])
+    if known is None or len(data) < HEADER_BYTES:
+        raise _illegal(data)
+    session, number = _IDS.unpack_from(data, _BEGIN_BYTES)
+    if not session:
+        raise ProtocolViolation("the session is 0")
+    kind, flags, priority, size = known
     if size is not None and len(data) != HEADER_BYTES + size:
         raise ProtocolViolation(
             f"{DatagramType(kind).name} has {len(data) - HEADER_BYTES} bytes of body, not {size}"
         )
     return kind, flags, priority, session, number, data[HEADER_BYTES:]
+
+
+def _illegal(data: bytes) -> ProtocolViolation:
+    if len(data) < HEADER_BYTES:
+        return ProtocolViolation(f"a datagram of {len(data)} bytes has no header")
+    magic, version, kind, flags, priority, zero, _, _ = HEADER.unpack_from(data)
+    if magic != MAGIC or version != VERSION:
+        return ProtocolViolation(f"a datagram begins with {data[:3].hex()}, not {PRELUDE:06x}")
+    return ProtocolViolation(
+        f"a datagram of type {kind}, flags {flags:#04x}, priority {priority} and {zero} where 0 "
+        "must be does not come from there"
+    )
 
 
 class Greeting(NamedTuple):
@@ -241,7 +270,7 @@ class Answer(NamedTuple):
 def encode_answer(answer: Answer) -> tuple[int, bytes]:
     """Return flags and body of RESPONSE."""
     ending, headers, message = answer
-    if headers is None and message is not None and ending == ENDING_OK:
+    if headers is None and message is not None and (ending is ENDING_OK or ending == ENDING_OK):
         return PLAIN, message
     head = b"" if headers is None else encode_headers(headers)
     status = encode_ending(ending)

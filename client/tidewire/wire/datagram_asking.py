@@ -13,27 +13,27 @@ from tidewire.wire.deadlines import FOREVER
 
 
 class Asking:
-    """One request of a client, until it is answered."""
+    """
+    One request of a client, until it is answered.
 
-    __slots__ = (
-        "__weakref__",
-        "answered_s",
-        "call",
-        "deadline_s",
-        "due_s",
-        "expected",
-        "first_s",
-        "flags",
-        "head",
-        "message",
-        "number",
-        "opened",
-        "over",
-        "poll_s",
-        "priority",
-        "sends",
-        "working",
-    )
+    Attributes are class-level defaults on purpose: a request sets only the few it needs, and making
+    one is on the hot path.
+    """
+
+    number = 0
+    """0 until it is sent."""
+    flags = 0
+    over = False
+    sends = 0
+    """Times it was sent since the server last said something about it."""
+    first_s = 0.0
+    due_s = FOREVER
+    working = False
+    """The server has it."""
+    poll_s = 0.0
+    opened = False
+    expected = 0
+    answered_s = 0.0
 
     def __init__(
         self, call: Any, head: bytes, message: bytes, priority: int, deadline_s: float | None
@@ -43,20 +43,6 @@ class Asking:
         self.message = message
         self.priority = priority
         self.deadline_s = deadline_s
-        self.number = 0
-        """0 until it is sent."""
-        self.flags = 0
-        self.over = False
-        self.sends = 0
-        """Times it was sent since the server last said something about it."""
-        self.first_s = 0.0
-        self.due_s = FOREVER
-        self.working = False
-        """The server has it."""
-        self.poll_s = 0.0
-        self.opened = False
-        self.expected = 0
-        self.answered_s = 0.0
 
     @property
     def size_bytes(self) -> int:

@@ -121,9 +121,7 @@ class ClientSession:
         self._cancels = Cancels(limits, self._rtt, self._jittered)
         self._header = partial(HEADER.pack, MAGIC, VERSION)
         self._introduction = Introduction(self.session, hello, wire, limits, self._jittered)
-        self._heard_s = now_s
-        self._pinged_s = FOREVER
-        self._ping = 0
+        self._heard_s, self._pinged_s, self._ping = now_s, FOREVER, 0
         self._send_hello(now_s)
 
     @property
@@ -142,10 +140,9 @@ class ClientSession:
             ResourceExhausted: Too many wait.
         """
         self._judge_size(asking.size_bytes)
-        if asking.deadline_s is not None:
-            self._timers.add(asking.deadline_s, asking)
-            self._wake_at(asking.deadline_s)
         if self._queue or not self._has_place():
+            if asking.deadline_s is not None:
+                self._due(asking, asking.deadline_s)
             if len(self._queue) >= self._wire.calls_waiting_max:
                 raise ResourceExhausted(f"{len(self._queue)} calls wait for their turn")
             heappush(self._queue, (asking.priority, next(self._order), asking))
@@ -230,6 +227,8 @@ class ClientSession:
         self._due(asking, now_s + wait_s)
 
     def _due(self, asking: Asking, due_s: float) -> None:
+        if asking.deadline_s is not None and asking.deadline_s < due_s:
+            due_s = asking.deadline_s
         asking.due_s = due_s
         self._timers.add(due_s, asking)
         self._wake_at(due_s)

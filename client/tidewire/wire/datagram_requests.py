@@ -90,17 +90,28 @@ class Requests:
             self.highest = number
         if number < self.floor:
             return
-        kept = Kept(flags, response, now_s)
-        limits, entries = self._limits, self._kept
-        entries[number] = kept
-        self._account(kept.cost_bytes)
-        while entries and (
-            len(entries) > limits.kept_max
-            or self._used_bytes > limits.kept_bytes_max
-            or self._all_bytes.used > self._all_bytes.bytes_max
-            or now_s - next(iter(entries.values())).at_s > limits.kept_s
-        ):
+        entries = self._kept
+        if number in entries:
+            self._drop(number)
+        entries[number] = Kept(flags, response, now_s)
+        size = len(response) + _ENTRY_BYTES
+        self._used_bytes += size
+        self._all_bytes.used += size
+        if len(entries) > 1:
+            self._bound(now_s)
+
+    def _bound(self, now_s: float) -> None:
+        """Forget the oldest answers until the bounds hold."""
+        limits, entries, shared = self._limits, self._kept, self._all_bytes
+        while entries:
             oldest = next(iter(entries))
+            if (
+                len(entries) <= limits.kept_max
+                and self._used_bytes <= limits.kept_bytes_max
+                and shared.used <= shared.bytes_max
+                and now_s - entries[oldest].at_s <= limits.kept_s
+            ):
+                return
             self._drop(oldest)
             self._forgotten = max(self._forgotten, oldest)
 
@@ -117,27 +128,29 @@ class Requests:
         """
         if floor <= self.floor:
             return []
-        entries = self._kept
-        if floor - self.floor <= len(entries):
-            gone = [number for number in range(self.floor, floor) if number in entries]
-        else:
-            gone = [number for number in entries if number < floor]
-        for number in gone:
-            self._drop(number)
+        entries, below = self._kept, self.floor
         self.floor = floor
+        if floor == below + 1:  # one call after the other, the usual case
+            if below in entries:
+                self._drop(below)
+        else:
+            known = len(entries) < floor - below
+            candidates = list(entries) if known else range(below, floor)
+            for number in candidates:
+                if number < floor and number in entries:
+                    self._drop(number)
         return [number for number in self.running if number < floor] if self.running else []
 
     def clear(self) -> None:
         """Give back what the session took of the bound of all sessions."""
-        self._account(-self._used_bytes)
+        self._all_bytes.used -= self._used_bytes
+        self._used_bytes = 0
         self._kept.clear()
 
     def _drop(self, number: int) -> None:
-        self._account(-self._kept.pop(number).cost_bytes)
-
-    def _account(self, size: int) -> None:
-        self._used_bytes += size
-        self._all_bytes.used += size
+        size = len(self._kept.pop(number).response) + _ENTRY_BYTES
+        self._used_bytes -= size
+        self._all_bytes.used -= size
 
 
 class Sequences:
