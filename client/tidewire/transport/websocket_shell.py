@@ -33,6 +33,13 @@ from tidewire.wire.upgrade import SUBPROTOCOL, Refusal, Upgrade, UpgradePolicy, 
 
 CLOSE_REASON_BYTES_MAX: Final = 123
 """RFC 6455: a control frame has at most 125 bytes, two of them are the code."""
+READ_BYTES_MAX: Final = 128 * 1024
+"""
+What one read takes from the kernel at most.
+
+picows doubles its buffer whenever a read fills it: 64 KiB frames leave it at 256 KiB, the largest
+frames at 512 KiB. Without a bound it follows the kernel's buffer, 1 MiB and more.
+"""
 REFUSAL_TEXT_MAX: Final = 200
 """Of what a server says when it refuses the upgrade, so much is shown."""
 
@@ -50,6 +57,7 @@ class WebSocketProtocol(WireProtocol[ConnectionT]):
         self._inbox = Inbox(limits.frame_bytes_max + PREFIX_BYTES)
         self._frame_timeout_s = limits.frame_timeout_s
         self._codec: Any = None
+        self._codec_buffer: Callable[[int], memoryview] | None = None
         self._cork: Cork
         self._begun = False
         self._deaf_for_ever = False
@@ -68,9 +76,19 @@ class WebSocketProtocol(WireProtocol[ConnectionT]):
             message_bytes_max=self._inbox.message_bytes_max,
         )
         self._codec.connection_made(self._cork)
-        # Reads go to picows' own buffer from here on, without a call of ours in between.
-        self.get_buffer = self._codec.get_buffer  # type: ignore[method-assign]
+        self._codec_buffer = self._codec.get_buffer
         self._uncork()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """
+        Where the next bytes go: into picows' own buffer, from the upgrade on.
+
+        A method of the class, because event loops keep it from the start.
+        """
+        if self._codec_buffer is None:
+            return self._scratch
+        buffer = self._codec_buffer(sizehint)
+        return buffer if len(buffer) <= READ_BYTES_MAX else buffer[:READ_BYTES_MAX]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the peer sent, out of the buffer."""

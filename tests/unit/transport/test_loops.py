@@ -40,7 +40,7 @@ async def everything(wire: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fast", ["0", "1"])
-@pytest.mark.parametrize("wire", ["tcp", "tls"])
+@pytest.mark.parametrize("wire", ["tcp", "tls", "ws", "wss"])
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_loops(
     factory: Callable[[], asyncio.AbstractEventLoop],

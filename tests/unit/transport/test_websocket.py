@@ -23,7 +23,7 @@ from tidewire.transport import RawServer, TransportOptions, channel
 from tidewire.transport.websocket_codec import whole_frames
 from tidewire.wire.bodies import Hello, encode_hello
 from tidewire.wire.frame import GOAWAY, HELLO, FrameDecoder, encode_frame
-from tidewire.wire.limits import FRAME_BYTES_MAX, KIB, WireLimits
+from tidewire.wire.limits import FRAME_BYTES_MAX, KIB, MIB, WireLimits
 
 LIMIT_S = 10.0
 QUICK = TransportOptions(
@@ -424,6 +424,23 @@ async def test_one_that_never_reads_pongs() -> None:
 
         assert link.protocol.transport.get_write_buffer_size() <= 512 * KIB
         writer.transport.abort()
+
+
+async def test_read_buffers_are_bounded() -> None:
+    """Much that comes fast leaves a bounded buffer behind, whatever the kernel holds."""
+    options = TransportOptions(receive_buffer_bytes=4 * MIB)
+    async with (
+        serving_echo("ws", options=options) as (url, server, _),
+        channel(url, options=options) as connected,
+    ):
+        stub = echo_pb2_grpc.EchoServiceStub(connected)
+        body = bytes(4 * MIB)
+        for _ in range(10):
+            await stub.Say(echo_pb2.SayRequest(body=body), timeout=LIMIT_S)
+        (link,) = server._links.values()
+        size = len(link.protocol._codec.get_buffer(-1))
+
+        assert size <= 512 * KIB
 
 
 def test_pieces_become_frames() -> None:
