@@ -23,6 +23,17 @@ async def connecting() -> None:
     assert_type(reply, state_pb2.GetResponse)
 
 
+async def signing() -> None:
+    """What signs and what verifies are given once, for all that a client does."""
+    signer = tidewire.signing.Signer.from_file("orders", "orders.key", audience="prod")
+    verifier = tidewire.signing.Verifier.from_folder("keys", audience="prod")
+    async with tidewire.connect("tcp://localhost", signer=signer, verifier=verifier) as client:
+        async with client.events.subscribe("a.>") as subscription:
+            assert_type((await subscription.next()).signed_by, str)
+            assert_type(subscription.refused, int)
+            assert_type(subscription.last_refusal, tidewire.TidewireError | None)
+
+
 async def events(client: tidewire.Client) -> None:
     """Messages are iterated over; what is published is acknowledged."""
     assert_type(await client.events.publish("a.b", b"1"), tidewire.PublishAck)

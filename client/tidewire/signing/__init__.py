@@ -14,7 +14,13 @@ them. Needs the package ``cryptography`` (``tidewire[certs]``). ``proto/SIGNING.
 signed and what is not.
 """
 
-from tidewire.signing.keys import KeyUnusable, PublicKey, SigningUnavailable
+from tidewire.signing.keys import (
+    KeyUnusable,
+    PublicKey,
+    SigningUnavailable,
+    certified_keys,
+    public_keys,
+)
 from tidewire.signing.replay import ReplayMemory
 from tidewire.signing.signer import Signer
 from tidewire.signing.verifier import Refusal, Verifier
@@ -27,4 +33,6 @@ __all__ = (
     "Signer",
     "SigningUnavailable",
     "Verifier",
+    "certified_keys",
+    "public_keys",
 )

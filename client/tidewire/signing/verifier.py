@@ -35,6 +35,8 @@ log = logging.getLogger("tidewire.signing")
 REPLAY_WINDOW_S: Final = 30.0
 REMEMBERED_MAX: Final = 65_536
 """Batches one reader remembers."""
+LOG_PAUSE_S: Final = 1.0
+"""Refusals are logged once in this time: who may publish must not fill the log of who reads."""
 READERS_MAX: Final = 1_024
 """Readers whose memory is kept for who comes after them."""
 
@@ -65,7 +67,7 @@ class Verifier:
     """
     Checks signatures of batches against keys that were given; a key in a message is never trusted.
 
-    One may serve any number of clients of one event loop.
+    One may serve any number of clients of one cluster, in one event loop.
 
     Attributes:
         verified: Batches whose signature was good.
@@ -117,6 +119,8 @@ class Verifier:
         self._keys: dict[str, tuple[PublicKey, Any]] = {}
         self._memories: OrderedDict[Hashable, ReplayMemory] = OrderedDict()
         self._forgotten = 0
+        self._quiet_until_s = 0.0
+        self._untold = 0
         self.replace_keys(keys)
 
     @classmethod
@@ -222,20 +226,29 @@ class Verifier:
         """Count a refusal and tell of it."""
         reason = reason_name(refusal.error.reason)
         self.refused[reason] = self.refused.get(reason, 0) + refusal.messages
-        log.warning(
-            "%d messages on %r refused (%s, key %r): %s",
-            refusal.messages,
-            refusal.subject,
-            reason,
-            refusal.key_id[:80],
-            refusal.error.message,
-        )
+        self._log(refusal, reason)
         if self._on_refused is None:
             return
         try:
             self._on_refused(refusal)
         except Exception:
             log.exception("a listener failed on %r", refusal)
+
+    def _log(self, refusal: Refusal, reason: str) -> None:
+        now_s = time.monotonic()
+        if now_s < self._quiet_until_s:
+            self._untold += 1
+            return
+        log.warning(
+            "%d messages on %r refused (%s, key %r): %s; %d refusals before it not logged",
+            refusal.messages,
+            refusal.subject,
+            reason,
+            refusal.key_id[:80],
+            refusal.error.message,
+            self._untold,
+        )
+        self._quiet_until_s, self._untold = now_s + LOG_PAUSE_S, 0
 
     def _check_signature(self, batch: common_pb2.Batch, origin: bytes | None) -> bytes:
         """Return the origin digest of a batch whose signature is good."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from support.signing import private_pem, public_pem
 from tidewire import errors
-from tidewire.signing import KeyUnusable, PublicKey, Refusal, Signer, Verifier
+from tidewire.signing import KeyUnusable, PublicKey, Refusal, Signer, Verifier, public_keys
 from tidewire.v1 import common_pb2
 from tidewire.wire.batch import encode_payloads
 
@@ -63,8 +63,8 @@ def test_no_changed_byte_passes(data: st.DataObject) -> None:
     except errors.Unauthenticated:
         return
     for name in ("crc32c", "traceparent", "selected"):
-        batch.ClearField(name)  # type: ignore[arg-type]
-        before.ClearField(name)  # type: ignore[arg-type]
+        batch.ClearField(name)
+        before.ClearField(name)
     assert (before.subject, before.body, before.count) == (batch.subject, batch.body, batch.count)
 
 
@@ -138,6 +138,19 @@ def test_readers_share_a_memory_by_name_only() -> None:
         VERIFIER.check(batch, VERIFIER.memory("group"))
 
 
+def test_only_who_holds_a_key_can_fill_a_memory() -> None:
+    """What is refused for its signature, key or recipient is not remembered."""
+    memory = VERIFIER.memory()
+    other = private_pem()
+    for signer in (Signer("k", other), Signer("stranger", other), Signer("k", KEY, audience="x")):
+        with pytest.raises(errors.Unauthenticated):
+            VERIFIER.check(signed(signer), memory)
+    before = len(memory)
+    VERIFIER.check(signed(), memory)
+
+    assert (0, 1) == (before, len(memory))
+
+
 def test_refusals_are_counted_and_told() -> None:
     """By reason and message; a listener that fails is its own problem."""
     told: list[Refusal] = []
@@ -151,6 +164,17 @@ def test_refusals_are_counted_and_told() -> None:
     verifier.tell(refusal)
 
     assert ([refusal], {"UNKNOWN_KEY": 3}) == (told, verifier.refused)
+
+
+def test_refusals_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """However many come, the log gets one in a while, and every one is counted."""
+    verifier = Verifier({})
+    refusal = Refusal(errors.UnknownKey("who"), "a.b", "k", "", 0, 1)
+    for _ in range(1_000):
+        verifier.tell(refusal)
+
+    assert 1_000 == verifier.refused["UNKNOWN_KEY"]
+    assert 1 <= len(caplog.records) < 100
 
 
 def test_a_certificate_signs_only_while_it_is_valid() -> None:
@@ -183,6 +207,7 @@ def test_a_folder_of_keys(tmp_path: Path) -> None:
         Verifier.from_folder(tmp_path)
     (tmp_path / "k.pub").write_bytes(public_pem(KEY))
     assert "k" == Verifier.from_folder(tmp_path, audience="here").check(signed())
+    assert {"k"} == set(public_keys(tmp_path))  # to be given to `replace_keys` after a change
     (tmp_path / "bad.pub").write_bytes(b"-----BEGIN NONSENSE-----")
 
     with pytest.raises(KeyUnusable, match=r"bad\.pub: this is not a PEM public key"):
