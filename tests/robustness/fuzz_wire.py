@@ -1,8 +1,11 @@
 """
 Feed the parsers of bytes from strangers with mutations of good samples: nothing but typed refusals.
 
-``python tests/robustness/fuzz_wire.py --inputs 10000000`` prints how many inputs were taken and
-refused by each parser. The corpus is ``tests/data/wire``; a seed makes every run the same.
+    python tests/robustness/fuzz_wire.py --inputs 10000000             must find nothing
+    python tests/robustness/fuzz_wire.py --inputs 100000 --control     must find every missing check
+
+Prints how many inputs each target took and refused, and how many of a second. What is fed is in
+`fuzz_targets`, the corpus in ``tests/data/wire``; a seed makes every run the same.
 """
 
 import argparse
@@ -10,90 +13,50 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tidewire.errors import ProtocolViolation
-from tidewire.wire.bodies import decode_goaway, decode_head, decode_hello
-from tidewire.wire.datagram import (
-    GOAWAY,
-    HELLO,
-    ONEWAY,
-    OPENED,
-    REQUEST,
-    RESPONSE,
-    WELCOME,
-    decode_answer,
-    decode_delivery,
-    decode_greeting,
-    decode_oneway,
-    decode_opened,
-    decode_request,
-    parse_datagram,
-)
-from tidewire.wire.frame import FrameDecoder
-from tidewire.wire.limits import FRAME_BYTES_MAX
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-CORPUS: Final = Path(__file__).parent.parent / "data" / "wire"
+from robustness.fuzz_targets import TARGETS, Target
+from tidewire.errors import TidewireError
+from tidewire.wire.frame import HEADER, HEADER_BYTES, LENGTH_LEAST
+
 MUTATIONS_MAX: Final = 4
 BYTES_MAX: Final = 2_000
+CALL_IDS: Final = 4
+"""Retouched frames are of calls 0 to 3: that few calls meet each other."""
 _BOUNDARIES: Final = (0, 1, 0x7F, 0x80, 0xFF)
 
-Parser = Callable[[bytes], None]
+
+class FaultFound(Exception):
+    """A target raised what it must not; the message has the input."""
 
 
-def frames(data: bytes) -> None:
-    """Parse a stream of frames."""
-    decoder = FrameDecoder(FRAME_BYTES_MAX)
-    decoder.feed(data)
-    if decoder.violation is not None:
-        raise decoder.violation
+@dataclass(slots=True)
+class Outcome:
+    """What a target did with its inputs."""
+
+    taken: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """By name of the error."""
+    took_s: float = 0.0
+
+    @property
+    def inputs(self) -> int:
+        """How many there were."""
+        return self.taken + self.refused.total()
 
 
-def from_client(data: bytes) -> None:
-    """Parse a datagram as a server does, with its body."""
-    kind, _, _, _, _, body = parse_datagram(data, from_client=True)
-    if kind == HELLO:
-        decode_greeting(body)
-    elif kind == REQUEST:
-        decode_head(decode_request(body).head)
-    elif kind == ONEWAY:
-        decode_head(decode_oneway(body).head)
-    elif kind == GOAWAY:
-        decode_goaway(body)
-
-
-def from_server(data: bytes) -> None:
-    """Parse a datagram as a client does, with its body."""
-    kind, flags, _, _, _, body = parse_datagram(data, from_client=False)
-    if kind == RESPONSE and flags & OPENED:
-        decode_opened(body)
-    elif kind == RESPONSE:
-        decode_answer(flags, body)
-    elif kind == WELCOME:
-        decode_hello(body)
-    elif kind == GOAWAY:
-        decode_goaway(body)
-    else:
-        _delivery(body)
-
-
-def _delivery(body: bytes) -> None:
-    decode_delivery(body)
-
-
-PARSERS: Final[tuple[tuple[str, Parser, Path], ...]] = (
-    ("frames", frames, CORPUS),
-    ("datagrams from clients", from_client, CORPUS / "datagrams"),
-    ("datagrams from servers", from_server, CORPUS / "datagrams"),
-)
+def sample(path: Path) -> bytes:
+    """Return one sample."""
+    return bytes.fromhex("".join(path.read_text("ascii").split()))
 
 
 def samples(folder: Path) -> list[bytes]:
-    """Return the corpus of a parser."""
-    paths = sorted(folder.glob("*.hex"))
-    return [bytes.fromhex("".join(path.read_text("ascii").split())) for path in paths]
+    """Return the corpus of a target."""
+    return [sample(path) for path in sorted(folder.glob("*.hex"))]
 
 
 def mutate(data: bytearray, choose: random.Random, corpus: list[bytes]) -> None:
@@ -120,50 +83,139 @@ def mutate(data: bytearray, choose: random.Random, corpus: list[bytes]) -> None:
     del data[BYTES_MAX:]
 
 
-def fuzz(parser: Parser, corpus: list[bytes], inputs: int, seed: int) -> Counter[str]:
+@dataclass(frozen=True, slots=True)
+class Corpus:
     """
-    Feed mutations to a parser.
+    Samples of a target.
 
-    Returns:
-        How many were taken and how many refused.
+    Attributes:
+        all: Those of its folder.
+        honest: Those of them that it takes as they are.
+        begins: What comes first, none of it, some of it, all of it.
+    """
+
+    all: list[bytes]
+    honest: list[bytes]
+    begins: list[bytes]
+
+    @classmethod
+    def of(cls, target: Target) -> "Corpus":
+        """Read it."""
+        every = samples(target.folder)
+        begins = [b""]
+        for name in target.begins:
+            begins.append(begins[-1] + sample(target.folder / f"{name}.hex"))
+        honest = [one for one in every if any(takes(target, first + one) for first in begins)]
+        return cls(every, honest, begins)
+
+
+def takes(target: Target, data: bytes) -> bool:
+    """Say whether a target refuses nothing of it."""
+    try:
+        target.parse(data)
+    except TidewireError:
+        return False
+    return True
+
+
+def retouch(piece: bytes, choose: random.Random, corpus: list[bytes]) -> bytes:
+    """Change the body, the call or the flags of a frame, and let its length be true."""
+    _, kind, flags, priority, call_id = HEADER.unpack_from(piece)
+    body = bytearray(piece[HEADER_BYTES:])
+    if choose.randrange(4) == 0:
+        mutate(body, choose, corpus)
+    if choose.randrange(8) == 0:
+        flags = choose.randrange(16)
+    if choose.randrange(4) == 0:
+        call_id = choose.randrange(CALL_IDS)
+    return HEADER.pack(LENGTH_LEAST + len(body), kind, flags, priority, call_id) + body
+
+
+def compose(target: Target, choose: random.Random, corpus: Corpus) -> bytes:
+    """Return an input: samples one after the other, changed as bytes or as frames."""
+    count = choose.randrange(1, target.pieces_max + 1)
+    source = corpus.honest if choose.randrange(8) else corpus.all
+    pieces = [source[choose.randrange(len(source))] for _ in range(count)]
+    if target.pieces_max > 1 and choose.randrange(3):
+        data = b"".join(
+            retouch(piece, choose, source) if choose.randrange(2) else piece for piece in pieces
+        )
+    else:
+        changed = bytearray().join(pieces)
+        mutate(changed, choose, source)
+        data = bytes(changed)
+    first = corpus.begins[-1 if choose.randrange(4) else choose.randrange(len(corpus.begins))]
+    return (first + data)[:BYTES_MAX]
+
+
+def fuzz(target: Target, inputs: int, seed: int) -> Outcome:
+    """
+    Feed a target.
 
     Raises:
-        Exception: Whatever the parser raised that is no ProtocolViolation; the input is on stderr.
+        FaultFound: It raised something that is no refusal.
     """
     choose = random.Random(seed)
-    outcome: Counter[str] = Counter()
+    corpus = Corpus.of(target)
+    outcome = Outcome()
+    begun_s = time.perf_counter()
     for _ in range(inputs):
-        data = bytearray(corpus[choose.randrange(len(corpus))])
-        mutate(data, choose, corpus)
-        given = bytes(data)
+        given = compose(target, choose, corpus)
         try:
-            parser(given)
-        except ProtocolViolation:
-            outcome["refused"] += 1
-        except Exception:
-            sys.stderr.write(f"{parser.__name__} failed on {given.hex()}\n")
-            raise
+            target.parse(given)
+        except TidewireError as error:
+            outcome.refused[type(error).__name__] += 1
+        except Exception as error:
+            raise FaultFound(f"{target.name}: {error!r} on {given.hex()}") from error
         else:
-            outcome["taken"] += 1
+            outcome.taken += 1
+    outcome.took_s = time.perf_counter() - begun_s
     return outcome
 
 
-def main() -> None:
-    """Run from the command line."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--inputs", type=int, default=100_000, help="for all parsers together")
+def caught(target: Target, inputs: int, seed: int) -> bool:
+    """Take a check out of a target, and say whether that was found."""
+    try:
+        with target.control():
+            fuzz(target, inputs, seed)
+    except FaultFound:
+        return True
+    return False
+
+
+def run(target: Target, inputs: int, seed: int, *, control: bool) -> bool:
+    """Feed a target, or its control, print what came of it, and say whether it is as it must be."""
+    if control:
+        found = caught(target, inputs, seed)
+        sys.stdout.write(f"{target.name}: the missing check was {'' if found else 'NOT '}found\n")
+        return found
+    try:
+        outcome = fuzz(target, inputs, seed)
+    except FaultFound as fault:
+        sys.stdout.write(f"FAULT in {fault}\n")
+        return False
+    refused = ", ".join(f"{count} {name}" for name, count in outcome.refused.most_common())
+    sys.stdout.write(
+        f"{target.name}: {outcome.inputs} inputs in {outcome.took_s:.0f} s, "
+        f"{outcome.taken} taken, refused: {refused}\n"
+    )
+    sys.stdout.flush()
+    return True
+
+
+def main() -> int:
+    """Run from the command line; exit code 1 when something is not as it must be."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    options.add_argument("--inputs", type=int, default=100_000, help="for all targets together")
     options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--only", default="", help="targets whose name contains this")
+    options.add_argument("--control", action="store_true", help="without one check each")
     given = options.parse_args()
-    for name, parser, folder in PARSERS:
-        corpus = samples(folder)
-        begun_s = time.perf_counter()
-        outcome = fuzz(parser, corpus, given.inputs // len(PARSERS), given.seed)
-        took_s = time.perf_counter() - begun_s
-        sys.stdout.write(
-            f"{name}: {outcome.total()} inputs from {len(corpus)} samples in {took_s:.0f} s, "
-            f"{outcome['taken']} taken, {outcome['refused']} refused\n"
-        )
+    targets = [target for target in TARGETS if given.only in target.name]
+    each = given.inputs // max(1, len(targets))
+    good = [run(target, each, given.seed, control=given.control) for target in targets]
+    return 0 if good and all(good) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
