@@ -332,6 +332,7 @@ class DatagramShell:
         self._loop = channel.loop
         self._counters: WireCounters = channel.counters
         self._pipe = pipe
+        self._send = pipe.send
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = FOREVER
         self._over = False
@@ -352,23 +353,23 @@ class DatagramShell:
         session = self.connection.session
         if session.out and not self._over:
             out, session.out = session.out, []
+            counters = self._counters
             for data in out:
-                self._send(data)
+                try:
+                    self._send(data)
+                except OSError as error:
+                    self._not_sent(data, error)
+                    continue
+                counters.datagrams_out += 1
+                counters.bytes_out += len(data)
         if session.wake_s < self._timer_s and not self._over:
             self._arm(session.wake_s)
 
-    def _send(self, data: bytes) -> None:
-        counters = self._counters
-        try:
-            self._pipe.send(data)
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                self._too_long(data)
-            else:
-                self._lost(ConnectionLost(f"cannot send: {error.strerror or error}"))
-            return
-        counters.datagrams_out += 1
-        counters.bytes_out += len(data)
+    def _not_sent(self, data: bytes, error: OSError) -> None:
+        if error.errno == errno.EMSGSIZE:
+            self._too_long(data)
+        else:
+            self._lost(ConnectionLost(f"cannot send: {error.strerror or error}"))
 
     def _too_long(self, data: bytes) -> None:
         if data[3] == REQUEST:

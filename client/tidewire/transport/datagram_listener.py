@@ -315,10 +315,12 @@ class DatagramListener:
         Raises:
             OSError: With EMSGSIZE, when the path is known not to carry it.
         """
-        taken = self.send_to(origin, data)
-        if taken:
-            self.count_out(data)
-        return taken
+        if not self.send_to(origin, data):
+            return False
+        counters = self.counters
+        counters.datagrams_out += 1
+        counters.bytes_out += len(data)
+        return True
 
     def count_out(self, data: bytes) -> None:
         """Count a datagram of ours, without what DTLS adds."""

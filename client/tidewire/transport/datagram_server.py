@@ -39,6 +39,7 @@ from tidewire.wire.datagram import (
     ONEWAY,
     OPENED,
     PING,
+    PLAIN,
     POLL,
     PONG,
     PONG_BODY,
@@ -86,7 +87,10 @@ class DatagramCall(ServerCall):
 
     def reply(self, body: bytes) -> None:
         """End the call with OK and a message."""
-        self.link.settle(self, Answer(ENDING_OK, self._headers, body))
+        if self._headers is None and not self.oneway:
+            self.link.settle_plain(self, body)
+        else:
+            self.link.settle(self, Answer(ENDING_OK, self._headers, body))
 
     def finish(self, ending: Ending) -> None:
         """End the call with a status, and what message there is."""
@@ -157,7 +161,7 @@ class DatagramLink(ServerLink):
 
     def _send(self, data: bytes) -> bool:
         """Send; return False when the socket did not take it."""
-        return self._shell.send(data)
+        return self._listener.send(self._shell.origin, data)
 
     def _send_error(self, error: TidewireError) -> None:
         self._send(goaway(self.session, self.requests.highest, Ending.of(error)))
@@ -169,6 +173,17 @@ class DatagramLink(ServerLink):
         self.forget(call)
         if not call.oneway:
             self._answer_with(call.call_id, answer)
+
+    def settle_plain(self, call: DatagramCall, body: bytes) -> None:
+        """End a call with OK and a message, the usual way."""
+        if call.over:
+            return
+        self.forget(call)
+        if len(body) + HEADER_BYTES > self.bytes_max:
+            self._answer_with(call.call_id, Answer(ENDING_OK, None, body))
+            return
+        self.requests.answer(call.call_id, PLAIN, body, self.loop.time())
+        self._send_response(call.call_id, PLAIN, body)
 
     def _answer_with(self, number: int, answer: Answer) -> None:
         flags, body = encode_answer(answer)
@@ -272,8 +287,8 @@ class DatagramLink(ServerLink):
         self, number: int, head: Head, priority: int, timeout_us: int
     ) -> "DatagramCall | None":
         """Make a call, or answer that there can be none."""
-        error = self._refusal(number)
-        if error is not None:
+        if self.draining or len(self.calls) >= self.limits.calls_max:
+            error = self._refusal()
             if number > 0:
                 self._answer_with(number, Answer(Ending.of(error)))
             self.on_refused(error)
@@ -288,16 +303,14 @@ class DatagramLink(ServerLink):
             self.watch_deadline(call, self.now_s + timeout_us / 1e6)
         return call
 
-    def _refusal(self, number: int) -> TidewireError | None:
+    def _refusal(self) -> TidewireError:
         if self.draining:
             return Draining("the server goes away and did not look at this call: safe to retry")
         calls_max = self.limits.calls_max
-        if len(self.calls) >= calls_max:
-            return TooManyCalls(
-                f"the session has {len(self.calls)} calls open, the limit is {calls_max}",
-                metadata={"calls_max": calls_max},
-            )
-        return None
+        return TooManyCalls(
+            f"the session has {len(self.calls)} calls open, the limit is {calls_max}",
+            metadata={"calls_max": calls_max},
+        )
 
     def _repeated(self, number: int, verdict: Verdict, *, poll: bool) -> None:
         """Say what became of a request that has come before."""

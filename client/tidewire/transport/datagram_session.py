@@ -47,10 +47,6 @@ class SessionShell:
         self.commitment = commitment
         self.connection.peer = self.peer()
 
-    def send(self, data: bytes) -> bool:
-        """Send to the client; return False when the socket did not take it."""
-        return self.listener.send(self.origin, data)
-
     def flush(self) -> None:
         """Nothing waits here."""
 
