@@ -37,6 +37,8 @@ from tidewire.wire.streamed import StreamedServer
 if TYPE_CHECKING:
     from tidewire.transport.server import RawServer
 
+LONG_HEADER: Final = 0x80
+"""Bit of a datagram that belongs to a handshake."""
 STREAMS_SPARE: Final = 64
 """Streams beyond ``calls_max``: those whose call is over but whose last datagram is on its way."""
 IDLE_SPARE_S: Final = 5.0
@@ -76,7 +78,8 @@ def quic_settings(
     return QuicSettings(
         alpn=alpn,
         idle_timeout_s=limits.keepalive_s + limits.ping_timeout_s + IDLE_SPARE_S,
-        stream_window_bytes=limits.call_credit_bytes + limits.frame_bytes_max,
+        stream_window_bytes=max(limits.call_credit_bytes, limits.call_window_bytes_max)
+        + limits.frame_bytes_max,
         connection_window_bytes=limits.connection_credit_bytes + limits.frame_bytes_max,
         streams_max=limits.calls_max + STREAMS_SPARE,
         datagram_bytes_max=DATAGRAM_BYTES_MAX if whole else DATAGRAM_BYTES_LEAST,
@@ -196,7 +199,8 @@ class QuicListener:
         if self._closed or len(self._young) >= HANDSHAKES_MAX:
             counters.datagrams_refused["too_many_handshakes"] += 1
             return None
-        self._refresh()
+        if data and data[0] & LONG_HEADER:
+            self._refresh()
         session = self._judge.begin(data, address, self._loop.time())
         if session is None:
             counters.datagrams_refused["malformed"] += 1
@@ -268,7 +272,7 @@ def destination(data: bytes) -> bytes:
     """Return the connection id a datagram is for, as every version of QUIC has it; or nothing."""
     if not data:
         return b""
-    if not data[0] & 0x80:
+    if not data[0] & LONG_HEADER:
         return data[1 : 1 + CONNECTION_ID_BYTES]
     if len(data) < 6:
         return b""
