@@ -27,11 +27,13 @@ async def signing() -> None:
     """What signs and what verifies are given once, for all that a client does."""
     signer = tidewire.signing.Signer.from_file("orders", "orders.key", audience="prod")
     verifier = tidewire.signing.Verifier.from_folder("keys", audience="prod")
-    async with tidewire.connect("tcp://localhost", signer=signer, verifier=verifier) as client:
-        async with client.events.subscribe("a.>") as subscription:
-            assert_type((await subscription.next()).signed_by, str)
-            assert_type(subscription.refused, int)
-            assert_type(subscription.last_refusal, tidewire.TidewireError | None)
+    async with (
+        tidewire.connect("tcp://localhost", signer=signer, verifier=verifier) as client,
+        client.events.subscribe("a.>") as subscription,
+    ):
+        assert_type((await subscription.next()).signed_by, str)
+        assert_type(subscription.refused, int)
+        assert_type(subscription.last_refusal, tidewire.TidewireError | None)
 
 
 async def events(client: tidewire.Client) -> None:

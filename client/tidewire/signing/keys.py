@@ -1,12 +1,13 @@
 """Signing keys: read from PEM, from folders and from certificates of one's own authority."""
 
+import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 from tidewire.errors import FailedPrecondition, InvalidArgument
 from tidewire.wire.signed import KEY_ID_BYTES_MAX
@@ -75,14 +76,17 @@ def private_key(pem: bytes) -> "Ed25519PrivateKey":
 
 
 def read_private(path: Path) -> bytes:
-    """Read a private key's file. Error: KeyUnusable when others may read it too."""
-    mode = path.stat().st_mode
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise KeyUnusable(
-            f"{path} may be read by others (mode {stat.S_IMODE(mode):o}); chmod 600 it, and make a "
-            "new key when somebody might have"
-        )
-    return _read(path)
+    """Read a private key's file. Error: KeyUnusable when it is not ours alone."""
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise KeyUnusable(
+                f"{path} may be read by others (mode {stat.S_IMODE(found.st_mode):o}); chmod 600 "
+                "it, and make a new key when somebody might have"
+            )
+        if found.st_uid not in (os.geteuid(), 0):
+            raise KeyUnusable(f"{path} belongs to user {found.st_uid}, who can read and change it")
+        return _contents(file, path)
 
 
 def public_keys(folder: Path) -> dict[str, PublicKey]:
@@ -205,7 +209,11 @@ def _files(folder: Path, suffix: str) -> list[Path]:
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        data = file.read(KEY_FILE_BYTES_MAX + 1)
+        return _contents(file, path)
+
+
+def _contents(file: BinaryIO, path: Path) -> bytes:
+    data = file.read(KEY_FILE_BYTES_MAX + 1)
     if len(data) > KEY_FILE_BYTES_MAX:
         raise KeyUnusable(f"{path} is over {KEY_FILE_BYTES_MAX} bytes, which no key is")
     return data
