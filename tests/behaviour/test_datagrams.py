@@ -191,3 +191,12 @@ async def test_what_cannot_be_carried_says_what_can(server: Running) -> None:
 
         assert 1_200 == too_long.value.figure("limit_bytes")
         assert (too_long.value.figure("size_bytes") or 0) > 2_000
+
+
+async def test_servers_behind_one_client_over_datagrams(server: Running) -> None:
+    """A client of several addresses subscribes by polls too, when their wire carries no streams."""
+    async with tidewire.connect([server.url("udp"), server.url("udp")]) as client:
+        await client.events.stream("s").create("s")
+        await client.events.publish("s", "x")
+        async with client.events.read("s") as reading:
+            assert b"x" == (await reading.next(timeout_s=LIMIT_S)).payload

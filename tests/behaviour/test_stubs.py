@@ -187,7 +187,7 @@ async def test_deadlines_end_calls_on_both_sides(client: tidewire.Client, name: 
     began = loop.time()
     with pytest.raises(grpc.aio.AioRpcError) as changes:
         await stub.Changes(request, timeout=0.3)
-    watching = stub.Watch(state_pb2.WatchRequest(prefix=name), timeout=0.3)
+    watching: Any = stub.Watch(state_pb2.WatchRequest(prefix=name), timeout=0.3)
     assert "opened" == (await watching.read()).WhichOneof("kind")
     with pytest.raises(grpc.aio.AioRpcError) as watch:
         while True:

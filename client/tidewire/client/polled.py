@@ -17,6 +17,7 @@ from tidewire.client.session import Metadata, Session, log
 from tidewire.errors import Internal, MessageTooLarge, TidewireError
 from tidewire.v1 import common_pb2, server_pb2
 from tidewire.v1.server_pb2_grpc import ServerServiceStub
+from tidewire.wire.datagram_limits import DATAGRAM_BYTES
 
 POLL_WAIT_S: Final = 10.0
 """How long one long poll waits at the server."""
@@ -42,8 +43,7 @@ def carries_streams(channel: grpc.aio.Channel) -> bool:
 
 def datagram_bytes(channel: grpc.aio.Channel) -> int:
     """Return the largest datagram of a channel that carries no streams."""
-    options: Any = getattr(channel, "options", None)
-    return int(options.datagrams.datagram_bytes)
+    return int(getattr(channel, "datagram_bytes", DATAGRAM_BYTES))
 
 
 class Sizing:

@@ -27,6 +27,7 @@ from tidewire.transport.balance import (
 from tidewire.transport.client_call import RpcMethods
 from tidewire.transport.connectivity import Connectivity
 from tidewire.transport.metadata import trailing
+from tidewire.wire.datagram_limits import DATAGRAM_BYTES_MAX
 
 HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
 _SERVING: Final = b"\x08\x01"  # HealthCheckResponse{status: SERVING}
@@ -77,6 +78,17 @@ class BalancedChannel(grpc.aio.Channel):
     def backends(self) -> Sequence[Backend]:
         """The servers, in the order they were given; not to be changed."""
         return self._balance.backends
+
+    @property
+    def carries_streams(self) -> bool:
+        """Whether every server is reached by a wire that carries streams."""
+        return all(getattr(each, "carries_streams", True) for each in self._channels)
+
+    @property
+    def datagram_bytes(self) -> int:
+        """Largest datagram that all servers are sent, where wires are of datagrams."""
+        sizes = [getattr(each, "datagram_bytes", DATAGRAM_BYTES_MAX) for each in self._channels]
+        return min(sizes)
 
     # Calls ------------------------------------------------------------------------------------
 

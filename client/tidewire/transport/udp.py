@@ -33,10 +33,15 @@ class DatagramChannel(RawChannel):
     A channel over datagrams: it carries calls with one request and one response.
 
     Attributes:
-        carries_streams: False: what needs a stream ends with WireUnsuitable, but for lossy streams.
+        carries_streams: False. What needs a stream ends with WireUnsuitable, but for lossy streams.
     """
 
     carries_streams = False
+
+    @property
+    def datagram_bytes(self) -> int:
+        """Largest datagram it sends."""
+        return self.options.datagrams.datagram_bytes
 
     async def oneways(self) -> tuple[int, int]:
         """
