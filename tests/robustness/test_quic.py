@@ -4,138 +4,51 @@ that break the rules. An honest client is served before and after, and nothing i
 """
 
 import asyncio
-import os
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from support.authority import Authority
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
-from support.echo_service import EchoService
 from support.echoing import serving_echo
 from support.impairment import Impairment, impaired
-from tidewire.transport import RawServer, TlsConfig, TransportOptions, channel
+from support.quic import FAST, LIMIT_S, VERSION_1, Quic, Stranger, initial, serving, until
+from tidewire.transport import TransportOptions, channel
 from tidewire.transport.quic import listener as listening
 from tidewire.transport.quic.backend import DATAGRAM_BYTES_LEAST
-from tidewire.transport.quic.listener import QuicListener, destination, quic_settings
+from tidewire.transport.quic.listener import quic_settings
 from tidewire.transport.quic.over_aioquic import BACKEND
-from tidewire.transport.quic.tokens import AddressTokens, Memory, ResetKey, TokenRefused
-from tidewire.transport.tls import ALPN, ServerTls
+from tidewire.transport.quic.tokens import Memory
+from tidewire.transport.tls import ALPN
 from tidewire.wire.bodies import Hello, encode_head, encode_hello
 from tidewire.wire.frame import END, HELLO, OPEN, OPEN_PREFIX, WITH_MESSAGE, encode_frame
 from tidewire.wire.limits import WireLimits
 
-LIMIT_S = 10.0
-FAST = TransportOptions(connect_timeout_s=5.0, backoff_first_s=0.05)
-VERSION_1 = b"\x00\x00\x00\x01"
-
-
-@dataclass
-class Served:
-    """A server and what its clients need."""
-
-    url: str
-    server: RawServer
-    service: EchoService
-    tls: TlsConfig
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it listens."""
-        return "127.0.0.1", int(self.url.rpartition(":")[2])
-
-    @property
-    def listener(self) -> QuicListener:
-        """Its listener."""
-        (listener,) = self.server._listeners
-        assert isinstance(listener, QuicListener)
-        return listener
-
-
-@asynccontextmanager
-async def serving(folder: Path, options: TransportOptions | None = None) -> AsyncIterator[Served]:
-    """Serve echo over QUIC."""
-    authority = Authority(folder)
-    server_tls = authority.config(authority.issue("server"))
-    tls = authority.config(authority.issue("client"))
-    async with serving_echo("quic", server_tls=server_tls, options=options) as (url, server, echo):
-        yield Served(url, server, echo, tls)
-
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
+async def served(tmp_path: Path) -> AsyncIterator[Quic]:
     """A server over QUIC."""
     async with serving(tmp_path) as made:
         yield made
 
 
-async def works(served: Served) -> None:
+async def works(served: Quic) -> None:
     """Prove that an honest client is served."""
     async with channel(served.url, tls=served.tls, options=FAST) as connected:
         stub = echo_pb2_grpc.EchoServiceStub(connected)
         assert "on" == (await stub.Say(echo_pb2.SayRequest(text="on"), timeout=LIMIT_S)).text
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that has no event."""
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-class Stranger:
-    """A plain UDP socket that talks to a server."""
-
-    def __init__(self, address: tuple[str, int]) -> None:
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sock.setblocking(False)
-        self._sock.connect(address)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._sock.close()
-
-    def send(self, data: bytes) -> None:
-        """Send a datagram."""
-        self._sock.send(data)
-
-    def answers(self) -> list[bytes]:
-        """Return what has come so far."""
-        found = []
-        try:
-            while True:
-                found.append(self._sock.recv(65_536))
-        except BlockingIOError:
-            return found
-
-
-def initial(
-    token: bytes = b"", version: bytes = VERSION_1, size: int = DATAGRAM_BYTES_LEAST
-) -> bytes:
-    """Return a datagram that looks like the first of a client, with nothing in it."""
-    head = b"\xc0" + version + b"\x08" + os.urandom(8) + b"\x08" + os.urandom(8)
-    head += (len(token) | 0x4000).to_bytes(2, "big") + token
-    rest = size - len(head) - 2
-    return head + (rest | 0x4000).to_bytes(2, "big") + os.urandom(rest)
-
-
-async def heard(served: Served, count: int) -> None:
+async def heard(served: Quic, count: int) -> None:
     """Wait until the server has read so many datagrams in all."""
     await until(lambda: served.server.counters.datagrams_in >= count)
 
 
-async def test_an_address_is_proved_before_anything_is_kept(served: Served) -> None:
+async def test_an_address_is_proved_before_anything_is_kept(served: Quic) -> None:
     """A first datagram gets a Retry, which is shorter than it; no connection is made of it."""
     with Stranger(served.address) as stranger:
         first = initial()
@@ -151,7 +64,7 @@ async def test_an_address_is_proved_before_anything_is_kept(served: Served) -> N
     await works(served)
 
 
-async def test_a_token_of_another_address(served: Served) -> None:
+async def test_a_token_of_another_address(served: Quic) -> None:
     """The token of a Retry is worth nothing from another port; a replay gets a Retry again."""
     with Stranger(served.address) as first, Stranger(served.address) as other:
         first.send(initial())
@@ -164,7 +77,7 @@ async def test_a_token_of_another_address(served: Served) -> None:
     assert {} == served.listener._routes
 
 
-async def test_a_version_nobody_speaks(served: Served) -> None:
+async def test_a_version_nobody_speaks(served: Quic) -> None:
     """It is answered with the versions there are, once and shortly; an answer gets no answer."""
     with Stranger(served.address) as stranger:
         stranger.send(initial(version=b"\x1a\x2a\x3a\x4a"))
@@ -181,7 +94,7 @@ async def test_a_version_nobody_speaks(served: Served) -> None:
     assert 1 == served.server.counters.datagrams_out
 
 
-async def test_first_datagrams_that_are_too_short(served: Served) -> None:
+async def test_first_datagrams_that_are_too_short(served: Quic) -> None:
     """A first datagram below 1,200 bytes is dropped: it could be answered with more."""
     with Stranger(served.address) as stranger:
         stranger.send(initial(size=DATAGRAM_BYTES_LEAST - 1))
@@ -198,7 +111,7 @@ async def test_half_open_handshakes_are_bounded(
     up in time; then others get in.
     """
     monkeypatch.setattr(listening, "HANDSHAKES_MAX", 8)
-    async with serving(tmp_path, TransportOptions(handshake_timeout_s=0.5)) as served:
+    async with serving(tmp_path, options=TransportOptions(handshake_timeout_s=0.5)) as served:
         strangers = [Stranger(served.address) for _ in range(20)]
         for stranger in strangers:
             stranger.send(initial())
@@ -224,7 +137,7 @@ async def test_half_open_handshakes_are_bounded(
 async def test_too_many_connections(tmp_path: Path) -> None:
     """Beyond the limit connections are not taken, and counted."""
     options = TransportOptions(connections_max=1)
-    async with serving(tmp_path, options) as served:
+    async with serving(tmp_path, options=options) as served:
         async with channel(served.url, tls=served.tls, options=FAST) as connected:
             stub = echo_pb2_grpc.EchoServiceStub(connected)
             await stub.Say(echo_pb2.SayRequest(), timeout=LIMIT_S)
@@ -239,7 +152,7 @@ async def test_too_many_connections(tmp_path: Path) -> None:
     assert served.server.counters.refusals["too_many_connections"] >= 1
 
 
-async def test_replayed_datagrams(served: Served) -> None:
+async def test_replayed_datagrams(served: Quic) -> None:
     """Everything an honest client said, said again from elsewhere, does nothing."""
     async with impaired(served.address) as between:
         between.capture = True
@@ -260,7 +173,7 @@ async def test_replayed_datagrams(served: Served) -> None:
     assert ["a", "b", "c", "d"] == served.service.order
 
 
-async def test_a_storm_of_resets(served: Served) -> None:
+async def test_a_storm_of_resets(served: Quic) -> None:
     """Thousands of calls opened and cancelled at once leave nothing behind."""
     async with channel(served.url, tls=served.tls, options=FAST) as connected:
         stub = echo_pb2_grpc.EchoServiceStub(connected)
@@ -276,7 +189,7 @@ async def test_a_storm_of_resets(served: Served) -> None:
     assert {} == dict(served.server.counters.errors)
 
 
-async def test_a_mistake_of_the_library(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_mistake_of_the_library(served: Quic, caplog: pytest.LogCaptureFixture) -> None:
     """Should it raise for one connection, that one ends and says so; others go on."""
     url, tls = served.url, served.tls
     async with (
@@ -302,7 +215,7 @@ async def test_a_mistake_of_the_library(served: Served, caplog: pytest.LogCaptur
     await works(served)
 
 
-async def test_the_wrong_port(served: Served) -> None:
+async def test_the_wrong_port(served: Quic) -> None:
     """Clients of quic:// and udp:// at each other's ports get nowhere; both servers go on."""
     short = replace(FAST, connect_timeout_s=0.5)
     async with serving_echo("udp") as (plain, _, service):
@@ -330,7 +243,7 @@ async def test_a_slow_path_has_time_for_its_handshake(tmp_path: Path) -> None:
     limits = WireLimits(hello_timeout_s=0.5)
     slow = Impairment(delay_s=0.15)
     async with (
-        serving(tmp_path, TransportOptions(limits=limits)) as served,
+        serving(tmp_path, options=TransportOptions(limits=limits)) as served,
         impaired(served.address, up=slow) as between,
         channel(
             f"quic://127.0.0.1:{between.address[1]}",
@@ -352,7 +265,7 @@ OPENING = encode_frame(
 )
 
 
-async def speak(served: Served, said: list[tuple[int, bytes, bool]]) -> None:
+async def speak(served: Quic, said: list[tuple[int, bytes, bool]]) -> None:
     """Connect with a good certificate and say something on streams of one's own choice."""
     config = served.tls
     made = quic_settings(
@@ -403,120 +316,9 @@ async def test_streams_that_break_the_rules(
 ) -> None:
     """The connection ends, with its reason counted; others are served."""
     options = TransportOptions(limits=WireLimits(hello_timeout_s=0.5, frame_timeout_s=0.5))
-    async with serving(tmp_path, options) as served:
+    async with serving(tmp_path, options=options) as served:
         await speak(served, said)
 
         await until(lambda: served.server.counters.connections_active == 0)
         assert {error: 1} == dict(served.server.counters.errors)
         await works(served)
-
-
-# Fuzz ---------------------------------------------------------------------------------------------
-
-
-class _Session:
-    """Hears what a session says."""
-
-    def __getattr__(self, _: str) -> Any:
-        return lambda *_, **__: None
-
-
-_FIRST = st.one_of(
-    st.binary(max_size=1_500),
-    st.builds(
-        lambda head, rest: head + rest,
-        st.sampled_from([b"\xc0", b"\xe0", b"\x40"]),
-        st.binary(min_size=1_200, max_size=1_500),
-    ),
-    st.builds(
-        lambda cut, place, byte: _flip(initial(), cut, place, byte),
-        st.integers(0, 1_200),
-        st.integers(0, 60),
-        st.integers(0, 255),
-    ),
-)
-
-
-def _flip(data: bytes, cut: int, place: int, byte: int) -> bytes:
-    changed = bytearray(data)
-    changed[place] = byte
-    return bytes(changed[: max(cut, place + 1)])
-
-
-@pytest.fixture(scope="module")
-def server_tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
-    """Certificates of a server."""
-    authority = Authority(tmp_path_factory.mktemp("fuzz"))
-    return ServerTls(authority.config(authority.issue("server")))
-
-
-@pytest.fixture(scope="module")
-def judge(server_tls: ServerTls) -> Any:
-    """What judges first datagrams."""
-    made = quic_settings(WireLimits(), alpn=(ALPN,), whole=False, files=server_tls.config.read())
-    return BACKEND.server(made)
-
-
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=_FIRST)
-def test_any_first_datagram_is_judged(judge: Any, data: bytes) -> None:
-    """Nothing is raised, nothing is kept without a token, and no answer is three times as long."""
-    assert len(destination(data)) <= 255
-    answer = judge.begin(data, ("127.0.0.1", 5), 1.0)
-
-    assert answer is None or (isinstance(answer, bytes) and len(answer) <= 3 * len(data))
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.lists(_FIRST, min_size=1, max_size=4))
-def test_any_datagram_of_a_connection(judge: Any, data: list[bytes]) -> None:
-    """A connection takes any datagrams without an error, and stays usable or ends."""
-    address = ("127.0.0.1", 5)
-    retry = judge.begin(initial(), address, 1.0)
-    chosen, token = retry[15:23], retry[23:-16]
-    first = initial(token)
-    session = judge.begin(first[:6] + chosen + first[14:], address, 1.0)
-    for one in data:
-        session.receive(one, address, 1.0)
-        session.deliver(_Session())
-        sent = sum(len(each) for each, _ in session.datagrams(1.0))
-        assert sent <= 20_000
-    assert session.wake_s() >= 0
-
-
-def test_tokens() -> None:
-    """A token proves the address it is for, for as long as it is good, and nothing else."""
-    made, now_s = AddressTokens(), 1_000.0
-    here, there = ("10.0.0.1", 5), ("10.0.0.2", 5)
-    retry = made.for_retry(here, b"original", b"chosen!!", now_s)
-    later = made.for_later(here, now_s)
-
-    assert (b"original", b"chosen!!") == made.open(retry, here, b"chosen!!", now_s + 29)
-    assert (b"anything", None) == made.open(later, ("10.0.0.1", 9), b"anything", now_s + 3_600)
-    for token, address, at_s in (
-        (retry, there, now_s),
-        (later, there, now_s),
-        (later, here, now_s + 25 * 3_600),
-        (retry[:-1], here, now_s),
-        (b"", here, now_s),
-        (bytes(60), here, now_s),
-    ):
-        assert made.open(token, address, b"chosen!!", at_s) is None
-    for used, at_s in ((b"another!", now_s), (b"chosen!!", now_s + 31)):
-        with pytest.raises(TokenRefused):
-            made.open(retry, here, used, at_s)
-    assert AddressTokens().open(later, here, b"anything", now_s) is None
-
-
-def test_resets_are_shorter_than_what_they_answer() -> None:
-    """Two servers that reset each other come to an end; and only the key makes the token."""
-    key = ResetKey(b"secret")
-    data = b"\x40" + os.urandom(1_199)
-    lengths = []
-    while (answer := key.answer(data)) is not None:
-        assert len(answer) < len(data)
-        assert key.token(data[1:9]) == answer[-16:]
-        assert ResetKey(b"other").token(data[1:9]) != answer[-16:]
-        lengths.append(len(answer))
-        data = answer
-    assert len(lengths) < 30
