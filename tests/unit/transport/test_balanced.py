@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer as GrpcHealth
 
 from support.authority import Authority
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
@@ -264,7 +265,7 @@ async def test_nobody_there_is_told_at_once(tmp_path: Path) -> None:
 async def healthy_grpc() -> AsyncIterator[tuple[str, Any, EchoService]]:
     """Serve echo by gRPC with a health service; give the address, the health and the echo."""
     service, server = EchoService(), grpc_server()
-    healthy = health.aio.HealthServicer()
+    healthy = GrpcHealth()
     echo_pb2_grpc.add_EchoServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
