@@ -26,6 +26,7 @@ from tidewire.transport import (
 from tidewire.transport.registry import listener_maker
 from tidewire.transport.sockets import UNIX_SOCKETS
 from tidewire.v1 import server_pb2
+from tidewire.wire.datagram_limits import DatagramLimits
 from tidewire_server.ops.config import LOCAL_SCHEMES, Config, ConfigError, is_loopback
 from tidewire_server.ops.wire_metrics import GrpcCalls
 from tidewire_server.router import Router
@@ -219,6 +220,7 @@ def raw_options(config: Config, *, reuse_port: bool = False) -> TransportOptions
         write_timeout_s=config.wire.write_timeout_s,
         send_buffer_bytes=config.wire.send_buffer_bytes,
         receive_buffer_bytes=config.wire.receive_buffer_bytes,
+        datagrams=DatagramLimits(datagram_bytes=config.wire.datagram_bytes),
         node_id=config.server.node_id,
         websocket_origins=tuple(config.websocket.origins),
         websocket_hosts=tuple(config.websocket.hosts),

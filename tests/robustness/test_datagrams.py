@@ -294,3 +294,38 @@ async def test_a_handler_is_cancelled_though_cancels_are_lost() -> None:
         call.cancel()
 
         await asyncio.wait_for(it.service.cancelled.wait(), LIMIT_S)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_the_longest_datagrams_on_both_families(host: str) -> None:
+    """Where both ends allow it, what UDP can carry goes through, on IPv4 and IPv6."""
+    options = TransportOptions(datagrams=DatagramLimits(datagram_bytes=65_507))
+    service = CountingEcho()
+    server = RawServer(options=options)
+    echo_pb2_grpc.add_EchoServiceServicer_to_server(service, server)
+    url = server.listen(f"udp://{host}:0").url
+    await server.start()
+    try:
+        async with channel(url.text, options=options) as connected:
+            stub: Any = echo_pb2_grpc.EchoServiceStub(connected)
+            body = bytes(65_507 - 200)
+            assert body == (await stub.Say(Say(body=body), timeout=LIMIT_S)).body
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Say(Say(body=bytes(65_507)), timeout=LIMIT_S)
+            assert grpc.StatusCode.RESOURCE_EXHAUSTED == caught.value.code()
+    finally:
+        await server.stop(None)
+
+
+async def test_a_client_that_vanishes_takes_its_handlers_along() -> None:
+    """A session nobody speaks for ends, and what it runs is cancelled."""
+    limits = DatagramLimits(session_idle_s=1.0)
+    async with impairing(Impairment(), options=TransportOptions(datagrams=limits)) as it:
+        call = it.stub.Say(Say(fault="sleep"))
+        await asyncio.wait_for(it.service.started.wait(), LIMIT_S)
+        it.proxy.up = Impairment(loss=1.0)
+
+        await asyncio.wait_for(it.service.cancelled.wait(), LIMIT_S)
+
+        assert 0 == it.server.counters.connections_active
+        call.cancel()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
 from support.authority import Authority
@@ -70,7 +72,7 @@ async def securing(
 async def test_each_call_is_done_once(tmp_path: Path, impairment: Impairment) -> None:
     """Handshake and calls get through loss, repeats and reordering; each call is done once."""
     async with securing(tmp_path, impairment) as it, it.channel() as connected:
-        stub = echo_pb2_grpc.EchoServiceStub(connected)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(connected)
         texts = [f"call-{index}" for index in range(200)]
 
         answers = await asyncio.gather(*(stub.Say(Say(text=t), timeout=LIMIT_S) for t in texts))
@@ -126,7 +128,7 @@ async def test_plain_datagrams_are_dropped(tmp_path: Path) -> None:
 async def test_replayed_records_have_no_effect(tmp_path: Path) -> None:
     """Records sent again, from the client's own address and from another, do nothing."""
     async with securing(tmp_path, Impairment()) as it, it.channel() as connected:
-        stub = echo_pb2_grpc.EchoServiceStub(connected)
+        stub: Any = echo_pb2_grpc.EchoServiceStub(connected)
         it.proxy.capture = True
         for index in range(10):
             await stub.Say(Say(text=str(index)), timeout=LIMIT_S)
@@ -155,7 +157,7 @@ async def test_half_open_handshakes_are_bounded_and_end(tmp_path: Path) -> None:
             while refusals["timeout"] < 5:  # noqa: ASYNC110 (counters tell nobody)
                 await asyncio.sleep(0.02)
         async with it.channel() as connected:
-            stub = echo_pb2_grpc.EchoServiceStub(connected)
+            stub: Any = echo_pb2_grpc.EchoServiceStub(connected)
             assert "in" == (await stub.Say(Say(text="in"), timeout=LIMIT_S)).text
 
 
@@ -173,3 +175,16 @@ async def begin(it: Secured) -> None:
         for data in association.output():
             sock.send(data)
         await asyncio.sleep(0.02)
+
+
+async def test_the_longest_datagrams(tmp_path: Path) -> None:
+    """One record carries one datagram: up to 16,384 bytes, and what is longer is told before."""
+    options = TransportOptions(datagrams=DatagramLimits(datagram_bytes=65_507))
+    async with securing(tmp_path, Impairment(), options) as it, it.channel(options) as connected:
+        stub: Any = echo_pb2_grpc.EchoServiceStub(connected)
+        body = bytes(16_384 - 200)
+        assert body == (await stub.Say(Say(body=body), timeout=LIMIT_S)).body
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Say(Say(body=bytes(16_384)), timeout=LIMIT_S)
+
+        assert grpc.StatusCode.RESOURCE_EXHAUSTED == caught.value.code()

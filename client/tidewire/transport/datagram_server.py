@@ -423,8 +423,9 @@ class DatagramLink(ServerLink):
             if call.lossy and now_s - call.renewed_s > limits.lease_s:
                 error = DeadlineExceeded(f"nobody renewed the stream for {limits.lease_s:g} s")
                 self.refuse(call, error)
-        if not self.calls and now_s - self.heard_s > limits.session_idle_s:
-            self._close(Cancelled("the session was idle"))
+        # Who waits for an answer polls every 2 s, and who waits for nothing sends PINGs.
+        if now_s - self.heard_s > limits.session_idle_s:
+            self._close(Cancelled("the client has been silent"))
 
     def wake_at(self, due_s: float) -> None:
         """Let the listener's timer come nearer."""

@@ -102,6 +102,8 @@ def bind_datagrams(host: str, port: int, options: TransportOptions) -> socket.so
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         buffer_bytes = options.receive_buffer_bytes or options.datagrams.receive_buffer_bytes
         _tune(sock, options, buffer_bytes)
+        if options.reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
     except OSError as error:
         sock.close()

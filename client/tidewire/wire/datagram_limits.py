@@ -49,7 +49,7 @@ class DatagramLimits:
 
     cookie_life_s: float = 30.0
     session_idle_s: float = 75.0
-    """A session without a call and a datagram for so long is forgotten."""
+    """A session without a datagram for so long is forgotten, and its calls are cancelled."""
     kept_max: int = 4_096
     """Answers kept for each session."""
     kept_bytes_max: int = MIB

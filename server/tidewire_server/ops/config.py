@@ -214,6 +214,11 @@ class Wire(Section, frozen=True):
         int, count("SO_RCVBUF of a connection; 0 is the kernel's", least=0, most=64 * MIB)
     ] = 0
 
+    datagram_bytes: Annotated[
+        int,
+        count("largest datagram of udp:// and dtls://", least=512, most=65_507),
+    ] = 1_200
+
     def to_wire(self) -> WireLimits:
         """The bounds as raw connections take them."""
         known = set(WireLimits.__dataclass_fields__)
