@@ -53,6 +53,8 @@ class Listener:
         self._counters = counters
         self._loop: asyncio.AbstractEventLoop | None = None
         self._adopting: set[asyncio.Task[None]] = set()
+        self._uncounted: dict[socket.socket, WireProtocol[Any] | None] = {}
+        """Sockets that are taken, and the shells of those that have one."""
         self._accepting = False
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None
@@ -99,16 +101,23 @@ class Listener:
                 self._suspend()
                 self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
                 return
-            if self._counters.connections_active + len(self._adopting) >= (
-                self._options.connections_max
-            ):
+            if self._is_full():
                 self._counters.refuse("too_many_connections")
                 accepted.close()
                 continue
             accepted.setblocking(False)
+            self._uncounted[accepted] = None
             task = self._loop.create_task(self._adopt(accepted))
             self._adopting.add(task)
             task.add_done_callback(self._adopted)
+
+    def _is_full(self) -> bool:
+        active, most = self._counters.connections_active, self._options.connections_max
+        if active + len(self._uncounted) < most:
+            return False
+        # A connection that has begun is active before its task has ended: it counts once.
+        shells = self._uncounted.values()
+        return active + sum(1 for shell in shells if shell is None or not shell.counted) >= most
 
     def _adopted(self, task: "asyncio.Task[None]") -> None:
         self._adopting.discard(task)
@@ -120,9 +129,14 @@ class Listener:
             self.tls.refresh()
             context = self.tls.context
         shell: WireProtocol[Any] | None = None
+
+        def make() -> WireProtocol[Any]:
+            made = self._uncounted[accepted] = self._factory()
+            return made
+
         try:
             async with asyncio.timeout(self._options.handshake_timeout_s):
-                shell = await adopt(self._factory, accepted, options=self._options, context=context)
+                shell = await adopt(make, accepted, options=self._options, context=context)
                 await self._open(shell)
         except (OSError, ssl.SSLError, TimeoutError) as error:
             self._counters.refuse_handshake(error)
@@ -131,6 +145,8 @@ class Listener:
         except asyncio.CancelledError:
             _drop(accepted, shell)
             raise
+        finally:
+            del self._uncounted[accepted]
 
     async def _open(self, shell: WireProtocol[Any]) -> None:
         """Wait for what a wire does after TLS and before its first frame, if it does anything."""

@@ -58,6 +58,9 @@ _SCRATCH: Final = _Scratch()
 class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
     """An asyncio protocol around a connection that ``make`` makes when the stream is there."""
 
+    counted = False
+    """Whether it is one of the active connections of the counters, or was."""
+
     def __init__(
         self,
         make: Callable[["WireProtocol[ConnectionT]", float], ConnectionT],
@@ -88,6 +91,7 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
         self.transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
         self.connection = self._make(self, self._loop.time())
         self.connection.wake = self._wake
+        self.counted = True
         self._counters.connections_active += 1
         self._counters.connections_opened += 1
         self.flush()

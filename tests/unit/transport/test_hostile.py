@@ -34,15 +34,23 @@ QUICK = TransportOptions(
 GREETING = encode_frame(HELLO, encode_hello(Hello(), WireLimits()))
 
 
+@pytest.fixture(params=["tcp", "unix"])
+def wire(request: pytest.FixtureRequest) -> str:
+    """Wires whose bytes anybody can write."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def served() -> AsyncIterator[tuple[str, RawServer, Any]]:
+async def served(wire: str) -> AsyncIterator[tuple[str, RawServer, Any]]:
     """An echo server with short waits."""
-    async with serving_echo("tcp", options=QUICK) as (url, server, service):
+    async with serving_echo(wire, options=QUICK) as (url, server, service):
         yield url, server, service
 
 
 async def raw(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect without a client."""
+    if url.startswith("unix://"):
+        return await asyncio.open_unix_connection(url.removeprefix("unix://"))
     return await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
 
 
@@ -159,9 +167,9 @@ async def test_one_that_vanishes(served: tuple[str, RawServer, Any]) -> None:
     assert GOAWAY == FrameDecoder(FRAME_BYTES_MAX).feed(sent)[-1][0]
 
 
-async def test_one_that_never_reads() -> None:
+async def test_one_that_never_reads(wire: str) -> None:
     """A reader that does not read stops the handler that writes to it, and memory stays bounded."""
-    async with serving_echo("tcp") as (url, server, service):
+    async with serving_echo(wire) as (url, server, service):
         reader, writer = await raw(url)
         request = echo_pb2.RepeatRequest(count=10_000, body_bytes=64 * KIB)
         writer.write(GREETING + opening("Repeat", request.SerializeToString()))
@@ -179,9 +187,9 @@ async def test_one_that_never_reads() -> None:
         await asyncio.wait_for(service.cancelled.wait(), LIMIT_S)
 
 
-async def test_one_that_gives_credit_and_never_reads() -> None:
+async def test_one_that_gives_credit_and_never_reads(wire: str) -> None:
     """Credit without reading fills the sockets, then the handler stops just as well."""
-    async with serving_echo("tcp") as (url, server, service):
+    async with serving_echo(wire) as (url, server, service):
         _, writer = await raw(url)
         request = echo_pb2.RepeatRequest(count=10_000, body_bytes=64 * KIB)
         huge = CREDIT_BODY.pack(1 << 40)
@@ -205,9 +213,9 @@ async def test_one_that_gives_credit_and_never_reads() -> None:
         await asyncio.wait_for(service.cancelled.wait(), LIMIT_S)
 
 
-async def test_one_that_sends_too_much() -> None:
+async def test_one_that_sends_too_much(wire: str) -> None:
     """A sender that ignores its credit is cut off with the reason."""
-    async with serving_echo("tcp") as (url, server, service):
+    async with serving_echo(wire) as (url, server, service):
         reader, writer = await raw(url)
         head = encode_head("/support.echo.v1.EchoService/Collect")
         writer.write(
@@ -231,10 +239,10 @@ async def test_one_that_sends_too_much() -> None:
         assert b"CREDIT_EXCEEDED" in sent or not sent  # a reset may overtake the farewell
 
 
-async def test_a_hundred_thousand_opens() -> None:
+async def test_a_hundred_thousand_opens(wire: str) -> None:
     """A flood of calls is answered with refusals, and an honest client is served meanwhile."""
     options = TransportOptions(limits=WireLimits(calls_max=100))
-    async with serving_echo("tcp", options=options) as (url, server, _):
+    async with serving_echo(wire, options=options) as (url, server, _):
         reader, writer = await raw(url)
         sleep = echo_pb2.SayRequest(fault="sleep").SerializeToString()
         writer.write(GREETING)
@@ -256,10 +264,10 @@ async def test_a_hundred_thousand_opens() -> None:
         await until(lambda: server.counters.calls_active == 0)
 
 
-async def test_connections_are_limited() -> None:
+async def test_connections_are_limited(wire: str) -> None:
     """Connections over the limit are closed at once and counted."""
     options = TransportOptions(connections_max=2)
-    async with serving_echo("tcp", options=options) as (url, server, _):
+    async with serving_echo(wire, options=options) as (url, server, _):
         pairs = [await raw(url) for _ in range(2)]
         await until(lambda: server.counters.connections_active == 2)
         reader, writer = await raw(url)
