@@ -22,6 +22,8 @@ from tidewire.transport.balance import BalanceOptions, BalancePolicy
 from tidewire.transport.balanced import BalancedChannel
 from tidewire.transport.channel import RawChannel
 from tidewire.transport.counters import WireCounters
+from tidewire.transport.dtls_wire import MISSING as DTLS_MISSING
+from tidewire.transport.dtls_wire import dtls_channel, dtls_listener
 from tidewire.transport.memory import memory_channel, memory_listener
 from tidewire.transport.opening import channel
 from tidewire.transport.options import TransportOptions, buffer_bytes
@@ -61,10 +63,8 @@ register_listener("memory", memory_listener)
 register("udp", udp_channel)
 register_listener("udp", udp_listener)
 if find_spec("OpenSSL") is None or find_spec("service_identity") is None:
-    register_missing("dtls", "needs pyOpenSSL: pip install 'tidewire[dtls]'")
+    register_missing("dtls", DTLS_MISSING)
 else:
-    from tidewire.transport.dtls import dtls_channel, dtls_listener
-
     register("dtls", dtls_channel)
     register_listener("dtls", dtls_listener, encrypted=True)
 if UNIX_SOCKETS:
