@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def children() -> Iterator[Children]:
         yield started
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name: the path of a Unix socket has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="tw") as name:
+        yield Path(name)
+
+
 def command(*words: str | Path) -> list[str]:
     """The demo's command line."""
     return [sys.executable, "-m", "tidewire_server.demo", *map(str, words)]
@@ -59,9 +67,8 @@ def temporary(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(DEMO_TIMEOUT_S)
-def test_every_cell_is_verified_on_every_wire(small: Path, tmp_path: Path) -> None:
+def test_every_cell_is_verified_on_every_wire(small: Path, folder: Path) -> None:
     """All kinds over all wires, an operator that is killed, and nothing left behind."""
-    (folder := tmp_path / "temporary").mkdir()
     done = subprocess.run(
         command("--input", small, "--json"),
         capture_output=True,
