@@ -334,7 +334,6 @@ async def test_fetch_and_acknowledge_do_the_same_by_calls(
     assert [] == await client.events.fetch(name, "c")
 
 
-@pytest.mark.needs("large")
 async def test_pipelined_publishing_acknowledges_everything(
     client: tidewire.Client, name: str
 ) -> None:

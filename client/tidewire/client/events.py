@@ -9,6 +9,7 @@ from tidewire.client.lanes import PublishAck
 from tidewire.client.message import Message
 from tidewire.client.naming import Start, start_of
 from tidewire.client.opening import Opening
+from tidewire.client.polled import fit_fetch
 from tidewire.client.publisher import Publisher
 from tidewire.client.publishing import Publishing
 from tidewire.client.session import PRIORITY_EVENTS
@@ -215,6 +216,7 @@ class Events(Publishing):
         self, request: event_pb2.FetchRequest, wait_s: float, *, repeatable: bool
     ) -> event_pb2.FetchResponse:
         request.node_id = self._session.options.node_id
+        fit_fetch(self._session.channel, request)
         request.ClearField("wait")
         if wait_s:
             request.wait.CopyFrom(to_duration(wait_s))

@@ -15,7 +15,7 @@ import grpc.aio
 
 from tidewire.client.session import Metadata, Session, log
 from tidewire.errors import Internal, MessageTooLarge, TidewireError
-from tidewire.v1 import common_pb2, server_pb2
+from tidewire.v1 import common_pb2, event_pb2, server_pb2
 from tidewire.v1.server_pb2_grpc import ServerServiceStub
 from tidewire.wire.datagram_limits import DATAGRAM_BYTES
 
@@ -30,6 +30,8 @@ OVERHEAD_BYTES: Final = 360
 """What a datagram holds beside payloads: headers, method, subject, ids, at most about this."""
 _ENTRY_BYTES: Final = 200
 """About what one entry of a list takes; more is found out by asking for less."""
+_DELIVERY_BYTES: Final = 300
+"""The same for a delivery without its body, and some to spare."""
 _CLOSING: set[asyncio.Task[None]] = set()
 """Last words of calls that were dropped; held here until they are said."""
 
@@ -44,6 +46,18 @@ def carries_streams(channel: grpc.aio.Channel) -> bool:
 def datagram_bytes(channel: grpc.aio.Channel) -> int:
     """Return the largest datagram of a channel that carries no streams."""
     return int(getattr(channel, "datagram_bytes", DATAGRAM_BYTES))
+
+
+def fit_fetch(channel: grpc.aio.Channel, request: event_pb2.FetchRequest) -> None:
+    """
+    Let a fetch ask for no more than a datagram is likely to carry.
+
+    What is delivered and does not fit is lost until its ack wait is over, so this stays below.
+    """
+    if not carries_streams(channel):
+        size = datagram_bytes(channel)
+        request.messages_max = max(1, min(request.messages_max or size, size // _DELIVERY_BYTES))
+        request.bytes_max = max(1, min(request.bytes_max or size, size // 3))
 
 
 class Sizing:

@@ -13,6 +13,7 @@ from tidewire.client.polled import (
     Sizing,
     carries_streams,
     datagram_bytes,
+    fit_fetch,
     last_words,
 )
 from tidewire.client.session import Metadata, Session, log
@@ -131,11 +132,7 @@ class PolledSubscription(PolledCall[event_pb2.SubscribeResponse]):
     # Taking -----------------------------------------------------------------------------------
 
     async def _poll(self, opening: event_pb2.SubscribeOpen) -> None:
-        request = event_pb2.FetchRequest(
-            node_id=opening.node_id,
-            # A part of the datagram: each delivery needs room beside its body.
-            bytes_max=max(1, datagram_bytes(self.session.channel) // 3),
-        )
+        request = event_pb2.FetchRequest(node_id=opening.node_id)
         ordered = opening.WhichOneof("source") == "ordered"
         if ordered:
             request.ordered.CopyFrom(opening.ordered)
@@ -163,6 +160,7 @@ class PolledSubscription(PolledCall[event_pb2.SubscribeResponse]):
 
         async def ask(count: int) -> Any:
             request.messages_max = max(1, min(count, self._messages_until - self._messages))
+            fit_fetch(self.session.channel, request)
             repeatable = request.WhichOneof("source") == "ordered"
             return await self.unary(self._stub.Fetch, request, wait_s, repeatable=repeatable)
 
