@@ -13,7 +13,7 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
@@ -136,7 +136,7 @@ class Router(grpc.GenericRpcHandler):
             found = generic.service(handler_call_details)
             if found is not None:
                 return self._wrap(method, found)
-        return grpc.stream_stream_rpc_method_handler(_not_found(method))
+        return _NotFound(method)
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         if handler.request_streaming:
@@ -253,11 +253,23 @@ def _holding(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return hold
 
 
-def _not_found(method: str) -> Callable[[Any, Context], Awaitable[None]]:
-    async def answer(_request: Any, context: Context) -> None:
-        await abort(context, _unknown_method(method))
+class _NotFound(grpc.RpcMethodHandler):  # type: ignore[type-arg]  # no generic when it runs
+    """
+    Refuses a method there is none of, whatever shape the client takes it for.
 
-    return answer
+    Servers that go by the flags take it for a stream, which is answered before its first message;
+    those that cannot carry a stream take it for unary.
+    """
+
+    def __init__(self, method: str) -> None:
+        async def answer(_request: Any, context: Context) -> None:
+            await abort(context, _unknown_method(method))
+
+        answer_any: Any = answer  # the types of grpc know no coroutines here
+        self.request_streaming = self.response_streaming = True
+        self.request_deserializer = self.response_serializer = None
+        self.unary_unary = self.stream_stream = answer_any
+        self.unary_stream = self.stream_unary = None
 
 
 def _unknown_method(method: str) -> errors.MethodNotFound:

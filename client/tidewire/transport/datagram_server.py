@@ -380,13 +380,13 @@ class DatagramLink(ServerLink):
     def _begin(self, call: ServerCall, handler: Any, message: bytes | None, last: bool) -> None:
         """Start a handler of one request and one response, or a stream that may be lossy."""
         assert isinstance(call, DatagramCall)
-        streams = handler.request_streaming or handler.response_streaming
+        streams = handler.unary_unary is None
         if not streams and not call.lossy:
             super()._begin(call, handler, message, last)
             return
         method = LOSSY_METHODS.get(call.head.method)
         if not call.lossy or method is None or not streams:
-            self._fail(
+            self.fail_call(
                 call,
                 WireUnsuitable(
                     f"{call.head.method} is a stream, and datagrams carry calls with one request "
@@ -397,7 +397,7 @@ class DatagramLink(ServerLink):
         try:
             method.check(message or b"")
         except TidewireError as error:
-            self._fail(call, error)
+            self.fail_call(call, error)
             return
         call.peer_done = False
         super()._begin(call, handler, message, last)
