@@ -9,7 +9,7 @@ from typing import Final
 import psutil
 
 import tidewire
-from support.process import ServerProcess
+from support.hostile import Place
 
 PAUSE_S: Final = 0.005
 WAIT_S: Final = 30.0
@@ -45,7 +45,7 @@ class Honest:
 
 
 @asynccontextmanager
-async def meanwhile(process: ServerProcess, wire: str, name: str) -> AsyncIterator[Honest]:
+async def meanwhile(process: Place, wire: str, name: str) -> AsyncIterator[Honest]:
     """
     Publish to a stream and read it back, all the time; then hold what was promised.
 
@@ -53,7 +53,8 @@ async def meanwhile(process: ServerProcess, wire: str, name: str) -> AsyncIterat
     received in order, and the server's memory grew by no more than `GROWTH_BYTES_MAX`.
     """
     honest = Honest()
-    async with tidewire.connect(process.url(wire), timeout_s=WAIT_S) as client:
+    url, tls = process.url(wire), process.tls(wire)
+    async with tidewire.connect(url, tls=tls, timeout_s=WAIT_S) as client:
         await client.events.stream(name).create(name)
         async with client.events.read(name, handler=lambda m: honest.received.append(m.payload)):
             stop = asyncio.Event()

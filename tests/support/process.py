@@ -12,7 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from support.wires import listen_url
+from support.certificates import Certificates
+from support.wires import ENCRYPTED, listen_url
+from tidewire.transport import TlsConfig
 
 READY_TIMEOUT_S: Final = 20.0
 END_TIMEOUT_S: Final = 20.0
@@ -34,7 +36,10 @@ class ServerProcess:
         *,
         environment: Mapping[str, str] | None = None,
         flags: Sequence[str] = (),
+        certificates: Certificates | None = None,
     ) -> None:
+        self._certificates = certificates
+        flags = [*flags, *_tls_flags(certificates)]
         self._log = (folder / "server.log").open("ab")
         self.log_path = folder / "server.log"
         listen = [part for wire in wires for part in ("--listen", listen_url(wire, folder))]
@@ -77,6 +82,13 @@ class ServerProcess:
                 return str(url)
         raise LookupError(f"the server has no {wire}://")
 
+    def tls(self, wire: str) -> TlsConfig | None:
+        """What a client needs on this wire."""
+        if wire not in ENCRYPTED:
+            return None
+        assert self._certificates is not None
+        return self._certificates.client()
+
     def log(self) -> str:
         """What it wrote to stderr."""
         return self.log_path.read_text()
@@ -117,3 +129,14 @@ class ServerProcess:
             self.end(signal.SIGKILL if kind is not None else signal.SIGTERM)
         else:
             self.end()
+
+
+def _tls_flags(certificates: Certificates | None) -> list[str]:
+    """Flags of a server with these certificates."""
+    if certificates is None:
+        return []
+    return [
+        *("--tls-ca", str(certificates.ca)),
+        *("--tls-certificate", str(certificates.server_certificate)),
+        *("--tls-key", str(certificates.server_key)),
+    ]
