@@ -89,6 +89,13 @@ def test_an_installed_wire_works_at_both_ends(tmp_path: Path, installed: dict[st
         assert "third:// is no wire here" in absent.stderr
 
 
+def test_an_installed_wire_goes_through_the_conformance_kit(installed: dict[str, str]) -> None:
+    """Nothing fails; what needs encryption is unsuitable, and says so."""
+    done = python(installed, "-m", "tidewire.cli", "check-wire", "third://127.0.0.1:0")
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+
 def test_wires_are_listed_with_reasons(tmp_path: Path, installed: dict[str, str]) -> None:
     """What is installed is there; what cannot be loaded is, with its reason, and harms nobody."""
     install(
