@@ -200,3 +200,27 @@ async def test_servers_behind_one_client_over_datagrams(server: Running) -> None
         await client.events.publish("s", "x")
         async with client.events.read("s") as reading:
             assert b"x" == (await reading.next(timeout_s=LIMIT_S)).payload
+
+
+async def test_queries_and_members_over_loss(server: Running) -> None:
+    """A query is answered by its responder once, a member beats, though every fifth is lost."""
+    asked: list[str] = []
+
+    async def answer(query: Any) -> str:
+        asked.append(query.text)
+        await asyncio.sleep(0.3)
+        return f"{query.text}!"
+
+    async with (
+        connected(server, LOSSY) as (client, _),
+        tidewire.connect(server.url("tcp")) as responder,
+        responder.queries.serve("q", answer),
+        client.members.join("node-u", lease_s=3.0) as membership,
+    ):
+        replies = await asyncio.gather(*(client.queries.ask("q", str(n)) for n in range(30)))
+        members = await client.members.list()
+
+        assert [f"{number}!" for number in range(30)] == [reply.text for reply in replies]
+        assert sorted(map(str, range(30))) == sorted(asked)
+        assert ["node-u"] == [member.node_id for member in members if member.node_id == "node-u"]
+        assert membership.node_id == "node-u"
