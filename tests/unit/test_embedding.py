@@ -61,3 +61,18 @@ async def test_names_and_sockets_are_free_after_a_start_that_failed(tmp_path: Pa
     await server.stop(0.0)
     assert not path.exists()
     assert not grpc_path.exists()
+
+
+async def test_a_plain_listener_others_can_reach_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so in the log, and only of that one; what only this machine reaches is no news."""
+    quiet = ("tcp://127.0.0.1:0", "memory://app", f"unix://{tmp_path}/raw.sock")
+    server = embedded(tmp_path / "data", *quiet, "tcp://0.0.0.0:0")
+    await server.start()
+    bound = [listener.url for listener in server.listeners.bound]
+    await server.stop(0.0)
+
+    told = [record for record in caplog.records if "not encrypted" in record.getMessage()]
+    assert [bound[-1]] == [getattr(record, "url", "") for record in told]
+    assert ["WARNING"] == [record.levelname for record in told]
