@@ -40,6 +40,7 @@ from tidewire_server.ops.admin import AdminServer
 from tidewire_server.ops.allocator import keep_freed_memory
 from tidewire_server.ops.config import Config, ConfigError, digest
 from tidewire_server.ops.connections import Connections
+from tidewire_server.ops.descriptors import raise_limit, warn_if_few
 from tidewire_server.ops.health import HealthService
 from tidewire_server.ops.metrics import (
     CallMetrics,
@@ -236,6 +237,8 @@ def run(config: Config) -> int:
     """
     logs.configure(config.log.level, config.log.format)
     keep_freed_memory()
+    workers = config.server.workers
+    warn_if_few(raise_limit(), config.wire.connections_max, workers)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(config))

@@ -209,7 +209,7 @@ class Listeners:
                 credentials.refresh()
 
 
-def raw_options(config: Config, *, reuse_port: bool = False) -> TransportOptions:
+def raw_options(config: Config) -> TransportOptions:
     """Return the options of the connections of raw wires."""
     return TransportOptions(
         limits=config.wire.to_wire(),
@@ -224,7 +224,6 @@ def raw_options(config: Config, *, reuse_port: bool = False) -> TransportOptions
         node_id=config.server.node_id,
         websocket_origins=tuple(config.websocket.origins),
         websocket_hosts=tuple(config.websocket.hosts),
-        reuse_port=reuse_port,
     )
 
 

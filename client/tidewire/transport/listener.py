@@ -113,6 +113,8 @@ class Listener:
 
     def _is_full(self) -> bool:
         active, most = self._counters.connections_active, self._options.connections_max
+        if self._options.connections_elsewhere is not None:
+            most -= self._options.connections_elsewhere()
         if active + len(self._uncounted) < most:
             return False
         # A connection that has begun is active before its task has ended: it counts once.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 HEADS_CACHED_MAX: Final = 64
 """Encoded heads kept by a method, one for each set of metadata it was called with lately."""
+HEAD_CACHED_BYTES_MAX: Final = 2_048
+"""Longest head that is kept: metadata may be somebody else's, which a worker process hands on."""
 
 
 class _Method:
@@ -54,6 +56,8 @@ class _Method:
         known = self._heads.get(pairs)
         if known is None:
             known = encode_head(self._method, pairs), priority_of(pairs)
+            if len(known[0]) > HEAD_CACHED_BYTES_MAX:
+                return known
             if len(self._heads) >= HEADS_CACHED_MAX:
                 del self._heads[next(iter(self._heads))]
             self._heads[pairs] = known

@@ -2,6 +2,7 @@
 Options of transports: sockets, waits, reconnection. Each is proved by its effect in the tests.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -68,6 +69,8 @@ class TransportOptions:
     """Calls of a client that wait for a connection."""
     connections_max: int = 10_000
     """Connections of a server; more are closed at once and counted."""
+    connections_elsewhere: Callable[[], int] | None = field(default=None, repr=False)
+    """How many of them other processes have that share the port: they count as well."""
     sync_workers: int = 8
     """Threads that run handlers which are not coroutines."""
     agent: str = ""

@@ -173,7 +173,9 @@ class Limits(Section, frozen=True):
 class Wire(Section, frozen=True):
     """[wire]: bounds of connections."""
 
-    connections_max: Annotated[int, count("connections of all wires together")] = 10_000
+    connections_max: Annotated[
+        int, count("connections of each wire; of all workers together where they take them")
+    ] = 10_000
     handshake_timeout_s: Annotated[float, time_s("time for a TLS handshake", least=0.01)] = 3.0
     calls_max: Annotated[int, count("calls open at the same time on one connection")] = 1_024
     frame_bytes_max: Annotated[int, count("largest frame of a raw wire", least=256)] = 256 * KIB + 8

@@ -1,7 +1,7 @@
 """The worker's side: a handler for every method that hands the call on, its bytes unread."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -26,14 +26,26 @@ class ClientLink(ServerLink):
 
 
 class ClientServer(RawServer):
-    """Takes clients' connections."""
+    """Takes clients' connections; tells ``count`` how many there are whenever that changes."""
+
+    def __init__(self, *arguments: Any, count: Callable[[int], None], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._count = count
+        self._open = 0
 
     def admit(
         self, shell: Shell, url: str, now_s: float, link_class: type[ServerLink] = ServerLink
     ) -> ServerLink:
         """Return a link that remembers who it is."""
         chosen = ClientLink if link_class is ServerLink else link_class
+        self._open += 1
+        self._count(self._open)
+        shell.lost.add_done_callback(self._gone)
         return super().admit(shell, url, now_s, chosen)
+
+    def _gone(self, _lost: Any) -> None:
+        self._open -= 1
+        self._count(self._open)
 
 
 class Forwarder(grpc.GenericRpcHandler):
@@ -85,7 +97,7 @@ def _forward_unary(method: Any) -> Any:
 def _forward_stream(method: Any) -> Any:
     async def forward(requests: Any, context: Any) -> None:
         call = method(timeout=context.time_remaining(), metadata=metadata_of(context))
-        sending = asyncio.create_task(_send(requests, call))
+        sending = asyncio.create_task(_send(requests, call, context))
         try:
             initial = await call.initial_metadata()
             if initial:
@@ -105,12 +117,13 @@ def _forward_stream(method: Any) -> Any:
     return forward
 
 
-async def _send(requests: Any, call: Any) -> None:
+async def _send(requests: Any, call: Any, context: Any) -> None:
     # What goes wrong here ends the call, and the reader of its responses says so.
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
         async for request in requests:
             await call.write(request)
-        await call.done_writing()
+        if not context.done():  # a caller that went away has not finished in order
+            await call.done_writing()
 
 
 async def _abort(context: Any, error: grpc.aio.AioRpcError) -> None:

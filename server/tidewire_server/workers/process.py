@@ -7,24 +7,41 @@ ends when standard input does: no worker outlives its server.
 
 import asyncio
 import base64
+import gc
 import json
 import logging
+import os
 import pickle
+import signal
 import sys
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TextIO
 
 import msgspec
+import structlog
 import uvloop
 
 import tidewire.transport  # noqa: F401  (first: it tunes grpcio before that is imported)
 
 # isort: split
-from tidewire.transport import WireCounters, channel
+from tidewire.transport import TransportOptions, WireCounters, channel
 from tidewire_server.listeners import raw_options, tls_of
 from tidewire_server.ops import logs
 from tidewire_server.ops.config import Config
+from tidewire_server.ops.descriptors import raise_limit
 from tidewire_server.workers.channel import engine_options
+from tidewire_server.workers.child import LINE_BYTES_MAX
 from tidewire_server.workers.forward import ClientServer, Forwarder
+from tidewire_server.workers.share import Shared
+from tidewire_server.workers.supervisor import WORKER_SCHEMES
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""
+Ignored: terminals and service managers send them to every process of a server at once, and it is
+the server's part to end its workers, after the calls in flight.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +56,8 @@ class Worker:
         self._channel = channel(told["engine"], options=engine_options(self._config))
         self._forwarder = Forwarder(self._channel, shapes)
         self._servers: dict[str, ClientServer] = {}
+        self._number: int = told["number"]
+        self._shared = Shared(Path(told["counts"]), sorted(WORKER_SCHEMES))
 
     async def start(self) -> None:
         """Listen."""
@@ -48,8 +67,9 @@ class Worker:
             if server is None:
                 server = self._servers[scheme] = ClientServer(
                     (self._forwarder,),
-                    options=raw_options(self._config, reuse_port=True),
+                    options=self._options(scheme),
                     codecs=self._config.codecs.to_proto(),
+                    count=partial(self._shared.put, scheme, self._number),
                 )
             server.listen(
                 url, tls=tls_of(self._config, scheme) if scheme in ("tls", "wss") else None
@@ -57,6 +77,13 @@ class Worker:
         await self._channel.channel_ready()
         for server in self._servers.values():
             await server.start()
+
+    def _options(self, scheme: str) -> TransportOptions:
+        return replace(
+            raw_options(self._config),
+            reuse_port=True,
+            connections_elsewhere=partial(self._shared.others, scheme, self._number),
+        )
 
     async def do(self, command: dict[str, Any]) -> Any:
         """Carry out one command and return its answer."""
@@ -94,34 +121,47 @@ def _packed(counters: WireCounters) -> str:
 
 async def main() -> None:
     """Serve until standard input ends, or until told to stop."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=1 << 24)
+    answers = _take_stdout()
+    reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     told = json.loads(await reader.readline())
     logs.configure(told["config"]["log"]["level"], told["config"]["log"]["format"])
+    structlog.contextvars.bind_contextvars(worker=told["number"])
+    raise_limit()
     worker = Worker(told)
     await worker.start()
-    _say({"ready": True})
+    gc.freeze()  # what start-up made stays: no reason to look at it again and again
+    _say(answers, {"ready": True})
     running: set[asyncio.Task[None]] = set()
     while line := await reader.readline():
         # A task each: while one stop waits for its grace, a second one may cut it short.
-        task = asyncio.create_task(_carry_out(worker, json.loads(line)))
+        task = asyncio.create_task(_carry_out(worker, json.loads(line), answers))
         running.add(task)
         task.add_done_callback(running.discard)
 
 
-async def _carry_out(worker: Worker, command: dict[str, Any]) -> None:
+def _take_stdout() -> TextIO:
+    """Keep standard output for answers; what anything else prints goes where the log goes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+async def _carry_out(worker: Worker, command: dict[str, Any], answers: TextIO) -> None:
     try:
         answer = await worker.do(command)
     except Exception:
         log.exception("a worker could not carry out %s", command["do"])
         answer = None
-    _say({"id": command["id"], "answer": answer})
+    _say(answers, {"id": command["id"], "answer": answer})
 
 
-def _say(thing: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(thing) + "\n")
-    sys.stdout.flush()
+def _say(answers: TextIO, thing: dict[str, Any]) -> None:
+    answers.write(json.dumps(thing) + "\n")
+    answers.flush()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The engine's side: a server on a private socket that takes calls which workers hand on."""
 
-from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 from tidewire.errors import PermissionDenied
 from tidewire.transport import RawServer
@@ -11,8 +10,6 @@ from tidewire.transport.peer import Peer
 from tidewire.transport.shell import Shell
 from tidewire.wire.bodies import Head, Metadata
 from tidewire_server.workers.identity import KEY, decode_peer
-
-HEADS_CACHED_MAX: Final = 4_096
 
 
 class ForwardedCall(ServerCall):
@@ -65,10 +62,9 @@ class WorkerServer(RawServer):
         return super().admit(shell, url, now_s, WorkerLink)
 
 
-@lru_cache(maxsize=HEADS_CACHED_MAX)
 def _split(metadata: Metadata) -> tuple[Peer, Metadata]:
-    """Part who called from what they sent."""
-    told = [value for key, value in metadata if key == KEY]
-    if len(told) != 1 or not isinstance(told[0], bytes):
+    """Part who called, which workers tell last, from what they sent."""
+    key, told = metadata[-1] if metadata else ("", "")
+    if key != KEY or not isinstance(told, bytes):
         raise PermissionDenied("a call came without who made it: the socket is for workers only")
-    return decode_peer(told[0]), tuple(entry for entry in metadata if entry[0] != KEY)
+    return decode_peer(told), metadata[:-1]
