@@ -178,30 +178,33 @@ class DatagramLink(ServerLink):
         """End a call with OK and a message, the usual way."""
         if call.over:
             return
-        self.forget(call)
+        number = call.call_id
         if len(body) + HEADER_BYTES > self.bytes_max:
-            self._answer_with(call.call_id, Answer(ENDING_OK, None, body))
+            self.forget(call)
+            self._answer_with(number, Answer(ENDING_OK, None, body))
             return
-        self.requests.answer(call.call_id, PLAIN, body, self.loop.time())
-        self._send_response(call.call_id, PLAIN, body)
+        # Sent first: the client goes on while this side takes its notes.
+        sent = self._send_response(number, PLAIN, body)
+        self.forget(call)
+        self.requests.answer(number, *sent, self.loop.time())
 
     def _answer_with(self, number: int, answer: Answer) -> None:
         flags, body = encode_answer(answer)
         if len(body) + HEADER_BYTES > self.bytes_max:
             flags, body = self._shortened(answer, len(body) + HEADER_BYTES, self.bytes_max)
-        self.requests.answer(number, flags, body, self.loop.time())
-        self._send_response(number, flags, body)
+        sent = self._send_response(number, flags, body)
+        self.requests.answer(number, *sent, self.loop.time())
 
-    def _send_response(self, number: int, flags: int, body: bytes) -> None:
+    def _send_response(self, number: int, flags: int, body: bytes) -> tuple[int, bytes]:
+        """Send a response; return what was sent, which is another when the path carries less."""
         try:
             self._send(encode_datagram(RESPONSE, self.session, number, body, flags=flags))
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
-            size = len(body) + HEADER_BYTES
-            flags, body = too_large(size, DATAGRAM_BYTES)
-            self.requests.answer(number, flags, body, self.loop.time())
+            flags, body = too_large(len(body) + HEADER_BYTES, DATAGRAM_BYTES)
             self._send(encode_datagram(RESPONSE, self.session, number, body, flags=flags))
+        return flags, body
 
     def _shortened(self, answer: Answer, size: int, limit: int) -> tuple[int, bytes]:
         """Return what is told when an answer does not fit a datagram."""
