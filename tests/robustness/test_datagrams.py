@@ -14,6 +14,7 @@ import pytest
 from support.counting import CountingEcho
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
 from support.impairment import Impairment, ImpairmentProxy, impaired
+from support.scripted import eventually
 from tidewire.transport import RawServer, TransportOptions, channel
 from tidewire.wire.bodies import Hello
 from tidewire.wire.cookie import Commitment
@@ -167,6 +168,26 @@ async def test_a_replay_from_another_address_has_no_effect() -> None:
         assert dict.fromkeys(map(str, range(20)), 1) == it.service.done
         assert 1 == it.server.counters.connections_active
         assert "20" == (await it.stub.Say(Say(text="20"), timeout=LIMIT_S)).text
+
+
+async def test_a_session_that_is_over_does_not_begin_again() -> None:
+    """All of it sent again from its own address, while its cookie is good: nothing is done."""
+    async with impairing(Impairment()) as it:
+        it.proxy.capture = True
+        await it.stub.Say(Say(text="once"), timeout=LIMIT_S)
+        await it.channel.close()
+        await eventually(lambda: not it.server.counters.connections_active)
+        it.proxy.capture = False
+        (back,) = it.proxy._backs.values()
+        for data in it.proxy.captured:
+            back.sendto(data)
+        # The server reads what comes in order: the answer to this comes after all of that.
+        async with channel(f"udp://{it.address[0]}:{it.address[1]}") as other:
+            await echo_pb2_grpc.EchoServiceStub(other).Say(Say(text="other"), timeout=LIMIT_S)
+
+        assert {"once": 1, "other": 1} == it.service.done
+        assert {"connection_lost": 1} == it.server.counters.handshake_failures
+        assert 2 == it.server.counters.connections_opened
 
 
 async def replay(address: tuple[str, int], datagrams: list[bytes]) -> list[bytes]:

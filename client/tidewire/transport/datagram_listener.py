@@ -39,7 +39,7 @@ from tidewire.wire.datagram import (
     parse_datagram,
 )
 from tidewire.wire.datagram_limits import DatagramLimits
-from tidewire.wire.datagram_requests import KeptBytes
+from tidewire.wire.datagram_requests import EndedSessions, KeptBytes
 from tidewire.wire.deadlines import FOREVER, Deadlines
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class DatagramListener:
 
     Attributes:
         kept_bytes: What answers kept by all sessions take.
+        ended: Sessions that may not begin again.
         deadlines: Deadlines of the calls of all sessions.
     """
 
@@ -98,6 +99,7 @@ class DatagramListener:
         self.counters = server.counters
         self._sock = sock
         self.cookies = Cookies(limits.cookie_life_s)
+        self.ended = EndedSessions(limits, self.cookies)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = FOREVER
         self._ticker: asyncio.TimerHandle | None = None
@@ -136,6 +138,7 @@ class DatagramListener:
         """A session is over."""
         if self.sessions.pop(shell.session, None) is not None:
             self.counters.connections_active -= 1
+            self.ended.add(shell.session, self.loop.time())
         if self.is_closing and not self.sessions:
             self.release()
 
@@ -274,6 +277,8 @@ class DatagramListener:
         hello, counters = greeting.hello, self.counters
         if datagram[1] & MOVE:
             return ConnectionLost("the session is not known here")
+        if datagram[3] in self.ended:
+            return ConnectionLost("the session has ended; a new one needs another number")
         if self.is_closing:
             return Draining("the server goes away")
         if not hello.version_min <= VERSION <= hello.version_max:

@@ -21,6 +21,7 @@ class Cookies:
 
     def __init__(self, life_s: float, key: bytes | None = None) -> None:
         self._life_us = int(life_s * 1e6)
+        self._oldest_us = 0
         self._key = key or secrets.token_bytes(32)
 
     def make(self, address: bytes, now_s: float) -> bytes:
@@ -36,7 +37,11 @@ class Cookies:
         if not hmac.compare_digest(mac, self._mac(time, address)):
             return False
         made_us = int.from_bytes(time, "big")
-        return 0 <= int(now_s * 1e6) - made_us <= self._life_us
+        return made_us > self._oldest_us and 0 <= int(now_s * 1e6) - made_us <= self._life_us
+
+    def void(self, until_s: float) -> None:
+        """Take no more what was made up to a time: its owners are asked for a new one."""
+        self._oldest_us = max(self._oldest_us, int(until_s * 1e6))
 
     def _mac(self, time: bytes, address: bytes) -> bytes:
         return blake2b(time + address, key=self._key, digest_size=_MAC_BYTES).digest()

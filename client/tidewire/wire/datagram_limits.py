@@ -50,6 +50,8 @@ class DatagramLimits:
     cookie_life_s: float = 30.0
     session_idle_s: float = 75.0
     """A session without a datagram for so long is forgotten, and its calls are cancelled."""
+    ended_max: int = 65_536
+    """Sessions of a listener that have ended and may not begin again, for ``cookie_life_s``."""
     kept_max: int = 4_096
     """Answers kept for each session."""
     kept_bytes_max: int = MIB

@@ -9,6 +9,7 @@ wants nothing of it). An id is never taken for new once it was seen.
 from enum import Enum
 from typing import Final
 
+from tidewire.wire.cookie import Cookies
 from tidewire.wire.datagram_limits import DatagramLimits
 
 _ENTRY_BYTES: Final = 200
@@ -151,6 +152,42 @@ class Requests:
         size = len(self._kept.pop(number).response) + _ENTRY_BYTES
         self._used_bytes -= size
         self._all_bytes.used -= size
+
+
+class EndedSessions:
+    """
+    Sessions that are over: a HELLO that comes late, or again, must not begin them anew, for what
+    was done in them would be done once more.
+
+    A HELLO is good for as long as its cookie, so no session is remembered for longer; and when
+    there are too many to remember, the cookies from before go instead.
+    """
+
+    def __init__(self, limits: DatagramLimits, cookies: Cookies) -> None:
+        self._life_s = limits.cookie_life_s
+        self._sessions_max = limits.ended_max
+        self._cookies = cookies
+        self._ended: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._ended)
+
+    def add(self, session: int, now_s: float) -> None:
+        """Note that a session is over."""
+        ended = self._ended
+        ended.pop(session, None)
+        ended[session] = now_s
+        while True:
+            oldest = next(iter(ended))
+            at_s = ended[oldest]
+            if now_s - at_s <= self._life_s:
+                if len(ended) <= self._sessions_max:
+                    return
+                self._cookies.void(at_s)
+            del ended[oldest]
+
+    def __contains__(self, session: int) -> bool:
+        return session in self._ended
 
 
 class Sequences:

@@ -31,7 +31,13 @@ from tidewire.wire.datagram import (
     parse_datagram,
 )
 from tidewire.wire.datagram_limits import DatagramLimits
-from tidewire.wire.datagram_requests import KeptBytes, Requests, Sequences, Verdict
+from tidewire.wire.datagram_requests import (
+    EndedSessions,
+    KeptBytes,
+    Requests,
+    Sequences,
+    Verdict,
+)
 from tidewire.wire.datagram_rtt import RoundTrip
 from tidewire.wire.limits import WireLimits
 
@@ -154,6 +160,24 @@ def test_cookies_are_for_one_address_and_some_time() -> None:
         changed = bytearray(cookie)
         changed[index] ^= 1
         assert not cookies.check(bytes(changed), b"a", 101.0)
+
+
+def test_a_session_that_ended_is_remembered_as_long_as_its_cookie() -> None:
+    """Not longer than 30 s; of too many the oldest goes, and the cookies of its time with it."""
+    cookies = Cookies(30.0)
+    ended = EndedSessions(DatagramLimits(cookie_life_s=30.0, ended_max=2), cookies)
+    early, late = cookies.make(b"a", 100.0), cookies.make(b"a", 102.5)
+    ended.add(1, 102.0)
+    ended.add(2, 103.0)
+
+    assert cookies.check(early, b"a", 104.0)
+    ended.add(3, 104.0)
+    assert [False, True, True] == [session in ended for session in (1, 2, 3)]
+    assert not cookies.check(early, b"a", 104.0)
+    assert cookies.check(late, b"a", 104.0)
+    ended.add(4, 140.0)
+    assert 1 == len(ended)
+    assert cookies.check(cookies.make(b"a", 139.0), b"a", 140.0)
 
 
 def test_only_the_proof_proves() -> None:
