@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -202,17 +203,23 @@ class ServerCredentials:
     """
     Credentials of a gRPC server that reload like :class:`~tidewire.transport.tls.ServerTls`.
 
-    grpcio asks for the configuration at each handshake, on a thread of its own, so nothing is read
-    there: call :meth:`refresh` now and then, or :meth:`reload`.
+    For one port. grpcio asks for a new configuration at each handshake, on a thread of its own, so
+    nothing is read there: call :meth:`refresh` now and then, or :meth:`reload`.
+
+    It is given one only after a reload. Whatever it is given, it puts in the place of what other
+    handshakes are using, and frees that, which is a fault of gRPC: with one at each handshake,
+    clients that connect and reset, without any certificate, brought the process down.
     """
 
     def __init__(self, config: TlsConfig) -> None:
         self._checked = ServerTls(config)
         self._watched = Watched(config)
         self._config = config
-        self._current = self._configuration(config.read())
+        self._new: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
         self.credentials = grpc.dynamic_ssl_server_credentials(
-            self._current, lambda: self._current, config.require_client_certificate
+            self._configuration(config.read()),
+            self._take_new,  # type: ignore[arg-type]  # None is for no change
+            config.require_client_certificate,
         )
 
     @property
@@ -231,8 +238,15 @@ class ServerCredentials:
         # OpenSSL judges the files first: grpcio would take anything and fail at the handshake.
         if not self._checked.reload():
             return False
-        self._current = self._configuration(self._config.read())
+        self._new.append(self._configuration(self._config.read()))
         return True
+
+    def _take_new(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return what was not yet taken, for one handshake; the following ones use it too."""
+        try:
+            return self._new.popleft()
+        except IndexError:
+            return None
 
     def _configuration(self, files: TlsFiles) -> grpc.ServerCertificateConfiguration:
         assert files.key is not None
