@@ -3,7 +3,6 @@ One server: the engine, the services on one router, the listeners, and how they 
 """
 
 import asyncio
-import gc
 import importlib.metadata
 import logging
 import signal
@@ -38,6 +37,7 @@ from tidewire_server.ops.access import AccessPolicy
 from tidewire_server.ops.actions import Actions
 from tidewire_server.ops.admin import AdminServer
 from tidewire_server.ops.allocator import keep_freed_memory
+from tidewire_server.ops.collector import calm_collector
 from tidewire_server.ops.config import Config, ConfigError, digest
 from tidewire_server.ops.connections import Connections
 from tidewire_server.ops.descriptors import raise_limit, warn_if_few
@@ -258,7 +258,7 @@ async def _serve(config: Config) -> int:
     await server.start()
     signals = _Signals(server)
     signals.install()
-    gc.freeze()  # what start-up made stays: no reason to look at it again and again
+    calm_collector()
     bound = [listener.url for listener in server.listeners.bound]
     admin = server.admin.url if server.admin is not None else None
     logs.write_ready(bound, admin, node_id=server.core.node_id)

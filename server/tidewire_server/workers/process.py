@@ -7,7 +7,6 @@ ends when standard input does: no worker outlives its server.
 
 import asyncio
 import base64
-import gc
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ import tidewire.transport  # noqa: F401  (first: it tunes grpcio before that is 
 from tidewire.transport import TransportOptions, WireCounters, channel
 from tidewire_server.listeners import raw_options, tls_of
 from tidewire_server.ops import logs
+from tidewire_server.ops.collector import calm_collector
 from tidewire_server.ops.config import Config
 from tidewire_server.ops.descriptors import raise_limit
 from tidewire_server.workers.channel import engine_options
@@ -133,7 +133,7 @@ async def main() -> None:
     raise_limit()
     worker = Worker(told)
     await worker.start()
-    gc.freeze()  # what start-up made stays: no reason to look at it again and again
+    calm_collector()
     _say(answers, {"ready": True})
     running: set[asyncio.Task[None]] = set()
     while line := await reader.readline():
