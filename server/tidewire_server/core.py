@@ -146,6 +146,8 @@ def principal(context: Context) -> str:
     Never the common name.
     """
     auth = context.auth_context()
+    if not auth:
+        return ""
     for key in IDENTITY_KEYS:
         for value in auth.get(key, ()):
             return value.decode()

@@ -13,15 +13,17 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
 from tidewire import errors
+from tidewire.transport.context import ServerCall
+from tidewire.transport.direct import Direct, direct_of
 from tidewire.wire.scan import check_request_size
 from tidewire_server.core import Context, Drain, principal
 
@@ -98,6 +100,11 @@ class Router(grpc.GenericRpcHandler):
         return sorted(self._handlers)
 
     @property
+    def by_method(self) -> Mapping[str, Handler]:
+        """Registered handlers; servers may keep them, and need not ask `service` for these."""
+        return self._handlers
+
+    @property
     def shapes(self) -> dict[str, tuple[bool, bool]]:
         """Whether requests and responses of each method stream."""
         return {
@@ -154,6 +161,9 @@ class Router(grpc.GenericRpcHandler):
                 make = grpc.unary_stream_rpc_method_handler
             else:
                 behaviour = self._around(method, handler.unary_unary, streaming=False)
+                direct = direct_of(handler.unary_unary)
+                if direct is not None:
+                    cast("Any", behaviour).direct = self._directly(method, direct)
                 make = grpc.unary_unary_rpc_method_handler
         return make(behaviour, deserializer, handler.response_serializer)
 
@@ -192,6 +202,31 @@ class Router(grpc.GenericRpcHandler):
                 metrics.finished(method, code, time.monotonic() - began)
 
         return call
+
+    def _directly(self, method: str, behaviour: Direct) -> Direct:
+        """Wrap a handler that needs no task with the same."""
+        metrics, authorize = self._metrics, self._authorize
+
+        def finished(call: ServerCall) -> None:
+            ending = call.ending
+            assert ending is not None
+            metrics.finished(method, ending.code, time.perf_counter() - call.began_s)
+
+        def start(request: Any, call: ServerCall) -> None:
+            metrics.started(method)
+            call.add_done_callback(finished)
+            try:
+                if type(request) is _Malformed:
+                    raise request.error
+                if authorize is not None:
+                    authorize(principal(call), method)
+                behaviour(request, call)
+            except errors.TidewireError as error:
+                call.fail(error)
+            except Exception as error:  # noqa: BLE001 (the last line of defence: logged, answered)
+                call.fail(_mistake(method, error))
+
+        return start
 
     def _deserializer(self, parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
         """Bound and parse; raises typed errors only."""

@@ -103,11 +103,10 @@ class Queries:
             OutcomeUnknown: It was asked and got lost; the request id is in the error.
             DeadlineExceeded: Nothing came in time; it may have been done.
         """
-        request = query_pb2.AskRequest(
-            subject=subject,
-            payload=self._question(data, headers, content_type),
-            request_id=self._request_id(),
-        )
+        request = query_pb2.AskRequest()
+        request.subject = subject
+        request.payload.CopyFrom(self._question(data, headers, content_type))
+        request.request_id = self._request_id()
         try:
             response = await self._session.unary(
                 self._stub.Ask,

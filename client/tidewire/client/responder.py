@@ -223,8 +223,12 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         return encode_payload(b"" if value is None else value, codec=self._codec)
 
     def _send(self, query: Query, payload: common_pb2.Payload, *, end: bool) -> None:
-        reply = query_pb2.ServeReply(query_id=query.query_id, payload=payload, end=end)
-        self._replies.append(query_pb2.ServeRequest(reply=reply))
+        request = query_pb2.ServeRequest()
+        reply = request.reply
+        reply.query_id = query.query_id
+        reply.payload.CopyFrom(payload)
+        reply.end = end
+        self._replies.append(request)
         self._wake.set()
 
     def _fail(self, query: Query, error: Exception) -> None:

@@ -33,6 +33,8 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
     connection: ServerConnection
     task: "asyncio.Task[None] | None" = None
     handler: Any = None
+    abandoned: "Callable[[], None] | None" = None
+    """Told instead of the task when the call ends without its answer; see :meth:`answer`."""
     ending: Ending | None = None
     aborted = False
     _code: grpc.StatusCode | None = None
@@ -47,7 +49,7 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
     def __init__(self, link: "ServerLink", head: Head) -> None:
         self.link = link
         self.head = head
-        self._began_s = perf_counter()
+        self.began_s = perf_counter()
 
     # News of the wire -------------------------------------------------------------------------
 
@@ -64,9 +66,12 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
 
     def on_end(self, ending: Ending) -> None:
         """Cancel the handler: the call ended without it."""
+        abandoned = self.abandoned
         self.conclude(ending)
         if self.task is not None:
             self.link.leave(self.task)
+        elif abandoned is not None:
+            abandoned()
 
     def on_drained(self) -> None:
         """Let the writer go on."""
@@ -82,12 +87,13 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
         if self.ending is not None:
             return
         self.ending = ending
+        self.abandoned = None  # what it holds may hold the call: no work for the collector
         if self._inbox:
             self.discard()
             self._inbox = None
         self.link.ended(ending)
         if self.handler is not None and self.handler.unary_unary is not None:
-            self.link.server.counters.latency.record(perf_counter() - self._began_s)
+            self.link.server.counters.latency.record(perf_counter() - self.began_s)
         if self._callbacks is not None:
             callbacks, self._callbacks = self._callbacks, None
             for callback in callbacks:
@@ -162,6 +168,16 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
         """Iterate over the requests of the caller."""
         while (request := await self.read()) is not grpc.aio.EOF:
             yield request
+
+    # Handlers without a task ------------------------------------------------------------------
+
+    def answer(self, response: Any) -> None:
+        """Send the one response and end the call with OK; nothing happens once it has ended."""
+        self.link.respond(self, response)
+
+    def fail(self, error: Exception) -> None:
+        """End the call with an error; nothing happens once it has ended."""
+        self.link.fail_call(self, error)
 
     # Metadata and status ----------------------------------------------------------------------
 

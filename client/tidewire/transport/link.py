@@ -13,6 +13,7 @@ import grpc.aio
 
 from tidewire.errors import Cancelled, Internal, InvalidArgument, MethodNotFound, TidewireError
 from tidewire.transport.context import Aborted, ServerCall, SyncContext
+from tidewire.transport.direct import Direct
 from tidewire.transport.shell import Shell
 from tidewire.wire.bodies import ENDING_OK, Ending, Head, Hello, Metadata, Metadatum
 from tidewire.wire.call import Call
@@ -132,7 +133,7 @@ class ServerLink(ServerConnection):
         try:
             handler = self.server.find(details)
         except Exception as error:  # noqa: BLE001 (whatever a router raises ends its call)
-            self._fail(call, error)
+            self.fail_call(call, error)
             return None
         if handler is None:
             self._unknown(call)
@@ -148,7 +149,7 @@ class ServerLink(ServerConnection):
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever the interceptor raised ends its call)
-            self._fail(call, error)
+            self.fail_call(call, error)
             return
         if handler is None:
             self._unknown(call)
@@ -164,7 +165,10 @@ class ServerLink(ServerConnection):
         """Start the handler of a call in a task of its own."""
         call.handler = handler
         if message is not None and last and handler.unary_unary is not None:
-            if _is_async(handler.unary_unary):
+            direct = getattr(handler.unary_unary, "direct", None)
+            if direct is not None:
+                self._start(call, direct, message)
+            elif _is_async(handler.unary_unary):
                 call.task = self.loop.create_task(self._answer(call, handler, message))
             else:
                 call.task = self.loop.create_task(self._serve(call, message))
@@ -172,6 +176,13 @@ class ServerLink(ServerConnection):
         if message is not None:
             self._keep(call, message, last)
         call.task = self.loop.create_task(self._serve(call, None))
+
+    def _start(self, call: ServerCall, direct: Direct, message: bytes) -> None:
+        """Start a handler that needs no task: it answers now, or when it is told the answer."""
+        try:
+            direct(call.decode(message), call)
+        except Exception as error:  # noqa: BLE001 (whatever a handler raises ends its call)
+            self.fail_call(call, error)
 
     def leave(self, task: "asyncio.Task[None]") -> None:
         """Cancel a handler and hold it until it has ended."""
@@ -191,12 +202,12 @@ class ServerLink(ServerConnection):
         """Serve the usual call, one request and one response, without detours."""
         try:
             response = await handler.unary_unary(call.decode(request), call)
-            self._respond(call, response)
+            self.respond(call, response)
         except asyncio.CancelledError:
             self._cancelled(call)
             raise
         except Exception as error:  # noqa: BLE001 (whatever a handler raises ends its call)
-            self._fail(call, error)
+            self.fail_call(call, error)
 
     async def _serve(self, call: ServerCall, request: bytes | None) -> None:
         handler = call.handler
@@ -217,7 +228,7 @@ class ServerLink(ServerConnection):
             self._cancelled(call)
             raise
         except Exception as error:  # noqa: BLE001 (whatever a handler raises ends its call)
-            self._fail(call, error)
+            self.fail_call(call, error)
 
     async def _unary(self, call: ServerCall, request: Any) -> None:
         handler = call.handler
@@ -227,9 +238,10 @@ class ServerLink(ServerConnection):
             response = await function(call.requests() if streaming else request, call)
         else:
             response = await self._in_thread(function, call, request, streaming)
-        self._respond(call, response)
+        self.respond(call, response)
 
-    def _respond(self, call: ServerCall, response: Any) -> None:
+    def respond(self, call: ServerCall, response: Any) -> None:
+        """End a call with the one response of its handler."""
         if call.over:
             return
         if call.aborted:
@@ -286,7 +298,7 @@ class ServerLink(ServerConnection):
             call.conclude(ending)
 
     def _unknown(self, call: ServerCall) -> None:
-        self._fail(call, MethodNotFound(f"there is no method {call.head.method}"))
+        self.fail_call(call, MethodNotFound(f"there is no method {call.head.method}"))
 
     def _cancelled(self, call: ServerCall) -> None:
         """A handler ended by cancellation: by us when the call is over, else by itself."""
@@ -296,7 +308,8 @@ class ServerLink(ServerConnection):
         self.end(call, ending)
         call.conclude(ending)
 
-    def _fail(self, call: ServerCall, error: Exception) -> None:
+    def fail_call(self, call: ServerCall, error: Exception) -> None:
+        """End a call with what its handler raised."""
         if isinstance(error, Aborted) or call.aborted:
             self._finish(call)
             return

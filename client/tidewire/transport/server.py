@@ -187,6 +187,9 @@ class RawServer(grpc.aio.Server):
         self._started = True
         self._kill = asyncio.Event()
         self._stopped = asyncio.Event()
+        for generic in self._generic:
+            # A handler that goes by the name alone need not be asked again for each call.
+            self.registered = {**getattr(generic, "by_method", {}), **self.registered}
         for listener in self._listeners:
             listener.start()
 

@@ -5,7 +5,6 @@ A query is in one of three states: it waits to be written, it is written, it is 
 when its responder is lost depends on which: the next responder, or "outcome unknown".
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -259,9 +258,9 @@ class Responder(Seat):
 
 
 class SingleQuery(Query):
-    """A query with one reply: a future and nothing else."""
+    """A query with one reply, or one error: whoever asked is told it once."""
 
-    __slots__ = ("future", "reroute")
+    __slots__ = ("over", "reroute", "tell")
 
     def __init__(
         self,
@@ -269,11 +268,12 @@ class SingleQuery(Query):
         payload: Payload,
         request_id: str,
         principal: str,
-        future: "asyncio.Future[query_pb2.AskResponse | errors.TidewireError]",
+        tell: "Callable[[query_pb2.AskResponse | errors.TidewireError], None]",
         reroute: "Reroute",
     ) -> None:
         super().__init__(subject, payload, request_id, principal)
-        self.future = future
+        self.tell = tell
+        self.over = False
         self.reroute = reroute
 
     def on_reply(self, responder: str, payload: Payload | None, *, end: bool) -> None:
@@ -281,22 +281,23 @@ class SingleQuery(Query):
         if payload is None:
             self.on_error(no_reply(responder, self.request_id))
             return
-        if not self.future.done():
-            response = query_pb2.AskResponse(responder=responder, request_id=self.request_id)
+        if not self.over:
+            self.over = True
+            response = query_pb2.AskResponse()
+            response.responder = responder
+            response.request_id = self.request_id
             response.payload.CopyFrom(payload)
-            self.future.set_result(response)
+            self.tell(response)
 
     def on_error(self, error: errors.TidewireError) -> None:
-        """
-        Answer with an error. It is a result: an exception nobody fetches would be a noise in the
-        log.
-        """
-        if not self.future.done():
-            self.future.set_result(error)
+        """Answer with an error."""
+        if not self.over:
+            self.over = True
+            self.tell(error)
 
     def on_unwritten(self, responder: str) -> None:
         """Ask the next one."""
-        if not self.future.done():
+        if not self.over:
             self.reroute(self)
 
 

@@ -1,8 +1,9 @@
 """
 QueryService: request and reply through the server.
 
-An Ask costs one future. The query goes into the outbox of a responder, whose stream's writer sends
-all that has gathered there; the reply sets the future. Nothing is stored, nothing is done twice.
+An Ask costs one future, or on raw wires a call that is told. The query goes into the outbox of a
+responder, whose stream's writer sends all that has gathered there; the reply answers it. Nothing is
+stored, nothing is done twice.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from tidewire import errors
+from tidewire.transport.context import ServerCall
+from tidewire.transport.direct import served_directly_by
 from tidewire.v1 import query_pb2, query_pb2_grpc
 from tidewire.wire.subject import check_name, check_pattern, check_subject
 from tidewire_server.core import Context, Core, principal
@@ -82,21 +85,30 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
 
     # Asking.
 
+    @served_directly_by("ask_directly")
     async def Ask(self, request: query_pb2.AskRequest, context: Any) -> query_pb2.AskResponse:
         """Ask one responder for one reply."""
         self._check(request)
+        future: asyncio.Future[query_pb2.AskResponse | errors.TidewireError]
+        future = self._loop.create_future()
+
+        def tell(outcome: query_pb2.AskResponse | errors.TidewireError) -> None:
+            # An error is a result too: an exception nobody fetches would be a noise in the log.
+            if not future.done():
+                future.set_result(outcome)
+
         query = SingleQuery(
             request.subject,
             request.payload,
             request.request_id or self._new_id(),
             principal(context),
-            self._loop.create_future(),
+            tell,
             self._route,
         )
         timer = self._set_deadline(query, context)
         try:
             self._give(query)
-            outcome = await query.future
+            outcome = await future
         finally:
             query.abandon()
             if timer is not None:
@@ -105,6 +117,31 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             self._core.counters.add("query_failures_total")
             raise outcome
         return outcome
+
+    def ask_directly(self, request: query_pb2.AskRequest, call: ServerCall) -> None:
+        """Do what `Ask` does without a task; the call is told when the reply comes."""
+        self._check(request)
+
+        def tell(outcome: query_pb2.AskResponse | errors.TidewireError) -> None:
+            if isinstance(outcome, errors.TidewireError):
+                self._core.counters.add("query_failures_total")
+                call.fail(outcome)
+            else:
+                call.answer(outcome)
+
+        query = SingleQuery(
+            request.subject,
+            request.payload,
+            request.request_id or self._new_id(),
+            principal(call),
+            tell,
+            self._route,
+        )
+        call.abandoned = query.abandon
+        timer = self._set_deadline(query, call)
+        if timer is not None:
+            call.add_done_callback(lambda _: timer.cancel())
+        self._give(query)
 
     async def AskStream(  # type: ignore[override]  # writes to the context
         self, request: query_pb2.AskStreamRequest, context: Any
