@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from tidewire.client.message import Message, MessageBatch
 from tidewire.client.polled_events import event_stub
+from tidewire.client.reuse import count_references
 from tidewire.client.session import PRIORITY_EVENTS, Session, log, notify
 from tidewire.client.settling import Settlements
 from tidewire.client.signing import admission, count_of, reader_of, refusal_reason, sequences_of
@@ -292,12 +293,19 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
     def _handle(self, batch: MessageBatch) -> None:
         handler = self._handler
         index = 0
+        assert handler is not None
         while index < len(batch.payloads):
             begun = index
+            message = Message(batch, index, b"")
+            alone = count_references(message)
             try:
                 for payload in batch.payloads[index:] if index else batch.payloads:
-                    handler(Message(batch, index, payload))  # type: ignore[misc]  # not None here
+                    message.index = index
+                    message.payload = payload
+                    handler(message)
                     index += 1
+                    if count_references(message) != alone:
+                        message = Message(batch, index, b"")  # the handler has kept that one
             except Exception as error:  # noqa: BLE001 (the application's; told to it and counted)
                 self._handled(batch, begun, index)
                 self._handler_failed(Message(batch, index, batch.payloads[index]), error)

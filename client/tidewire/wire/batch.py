@@ -53,6 +53,14 @@ CODECS: Final[tuple[CodecName, ...]] = (
     common_pb2.CODEC_ZSTD,
 )
 
+SHORT_BYTES: Final = 2_048
+"""Payloads below this are joined by us, not by protobuf."""
+_TAGS: Final = tuple(
+    bytes((10, size)) if size < 128 else bytes((10, size & 127 | 128, size >> 7))
+    for size in range(SHORT_BYTES)
+)
+"""What goes before a payload of each size: the tag of the field and the length."""
+
 
 class BatchLimits(Protocol):
     """What `check_batch` needs to know of the limits of a server; ``common_pb2.Limits`` has it."""
@@ -84,7 +92,7 @@ def encode_payloads(
         codec: How the body is compressed when that makes it smaller.
         into: An empty batch to fill: a batch inside of a request saves copies of the body.
     """
-    raw = common_pb2.PayloadList(payload=payloads).SerializeToString()
+    raw = _join(payloads)
     return seal(subject, common_pb2.BODY_FORM_PAYLOADS, len(payloads), raw, codec, into)
 
 
@@ -116,6 +124,17 @@ def encode_messages(
             message.header.add(key=key, value=value)
     raw = body.SerializeToString()
     return seal(subject, common_pb2.BODY_FORM_MESSAGES, len(body.message), raw, codec, into)
+
+
+def _join(payloads: Sequence[bytes]) -> bytes:
+    """A serialized ``PayloadList``; of short payloads in half the time that protobuf takes."""
+    sizes = list(map(len, payloads))
+    if not sizes or max(sizes) >= SHORT_BYTES:
+        return common_pb2.PayloadList(payload=payloads).SerializeToString()
+    parts: list[bytes] = [b""] * (2 * len(sizes))
+    parts[::2] = map(_TAGS.__getitem__, sizes)
+    parts[1::2] = payloads
+    return b"".join(parts)
 
 
 def seal(

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -432,3 +433,42 @@ async def test_closing_ends_the_iteration() -> None:
         assert [3] == await task
         with pytest.raises(ConnectionLost):
             await subscription.next()
+
+
+@pytest.mark.parametrize("every", [1, 2, 7])
+async def test_handlers_may_keep_messages(every: int) -> None:
+    """
+    A message object is handed out again only when the handler kept none: those that were kept stay
+    what they were. The control: a handler that keeps nothing gets the same object again.
+    """
+    kept: list[Message] = []
+    seen: list[int] = []
+    done = asyncio.Event()
+
+    def handle(message: Message) -> None:
+        seen.append(id(message))
+        if len(seen) % every == 0:
+            kept.append(message)
+        if len(seen) == TOTAL:
+            done.set()
+
+    async def serve(conversation: Conversation) -> None:
+        await conversation.greet()
+        for begin in range(1, TOTAL + 1, 20):
+            await conversation.write(delivery=delivery(begin, 20))
+        await idle(conversation)
+
+    scripted = ScriptedEvents(subscribe=[serve])
+    async with (
+        client_of(events_of(scripted)) as client,
+        client.events.read("s", handler=handle),
+        asyncio.timeout(10),
+    ):
+        await done.wait()
+
+    expected = list(range(every, TOTAL + 1, every))
+    assert expected == [message.sequence for message in kept]
+    assert expected == [int(message.payload) for message in kept]
+    assert len(kept) == len({id(message) for message in kept})
+    if every > 1 and sys.version_info < (3, 14):
+        assert len(set(seen)) < TOTAL

@@ -196,3 +196,13 @@ def test_single_values_come_back(codec: CodecName, value: bytes | str) -> None:
     assert (("a", b"b"),) == headers_of(payload)
     with pytest.raises(MessageTooLarge):
         decode_payload(encode_payload(b"x" * 11, codec=codec), 10)
+
+
+@pytest.mark.parametrize("sizes", [[0], [1, 127, 128, 129], [2047, 0, 300], [2048], [5, 70_000]])
+def test_bodies_are_those_of_protobuf(sizes: list[int]) -> None:
+    """Short payloads are joined by hand, to the very bytes that protobuf makes of them."""
+    payloads = [bytes([size % 251]) * size for size in sizes]
+
+    assert common_pb2.PayloadList(payload=payloads).SerializeToString() == (
+        encode_payloads("a", payloads).body
+    )
