@@ -94,7 +94,9 @@ class ClientLink(ClientConnection):
     def on_closed(self, error: TidewireError) -> None:
         """Tell the channel."""
         if not self.ready.done():
-            self.ready.set_exception(self.ending_error(error))
+            # What we refused ourselves is told as it is: trying again does not change it.
+            tls = isinstance(error, TlsFailed)
+            self.ready.set_exception(error if tls else self.ending_error(error))
         self.channel.on_closed(self)
 
     def _close(self, error: TidewireError) -> None:
@@ -111,7 +113,8 @@ async def connect(channel: "RawChannel", url: str, timeout_s: float) -> ClientLi
     """
     Make one connection and exchange HELLOs; return it, or why it is not there.
 
-    An error that calls may be told as it is: UNAVAILABLE but for a refusal that will not change.
+    An error that calls may be told as it is: UNAVAILABLE but for a refusal that will not change,
+    and that no server has seen them.
     """
     protocol: Shell | None = None
     try:
@@ -119,7 +122,7 @@ async def connect(channel: "RawChannel", url: str, timeout_s: float) -> ClientLi
             protocol = await channel.dial()
             await protocol.connection.ready
     except TidewireError as error:
-        return error if error.retry_safe else _lasting(error)
+        return error if error.retry_safe or isinstance(error, TlsFailed) else _lasting(error)
     except TimeoutError:
         if protocol is not None:
             protocol.abort()
@@ -150,4 +153,4 @@ def _lasting(error: TidewireError) -> TidewireError:
     """Report what the server or TLS refused as UNAVAILABLE, as gRPC does, with its own words."""
     if isinstance(error, (WireVersionUnsupported, PermissionDenied)):
         return error
-    return ConnectionLost(error.message)
+    return ConnectionLost(error.message, metadata={**error.metadata, **NEVER_SENT})

@@ -84,11 +84,10 @@ class DtlsPipe:
             step()
         except SSL.Error as error:
             self._flush()
-            self._fail(
-                TlsFailed(
-                    f"the DTLS handshake failed: {self._association.failure or reason_of(error)}"
-                )
-            )
+            judged = self._association.failure
+            text = f"the DTLS handshake failed: {judged or reason_of(error)}"
+            # Ours is final; the server's may be another tomorrow, and is told as on tls://.
+            self._fail(TlsFailed(text) if judged else ConnectionLost(text))
             return
         self._flush()
         if self._association.established and not self._done.done():

@@ -17,7 +17,8 @@ from support.authority import Authority
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
 from support.echoing import serving_echo
 from support.wires import ENCRYPTED
-from tidewire.errors import InvalidArgument, TlsFailed, WireUnsuitable
+from tidewire.client.translate import translate, was_never_sent
+from tidewire.errors import ConnectionLost, InvalidArgument, TlsFailed, WireUnsuitable
 from tidewire.transport import (
     RawServer,
     ServerCredentials,
@@ -109,6 +110,27 @@ async def test_server_with_another_name(wire: str, authority: Authority) -> None
     async with serving_echo(wire, server_tls=server) as (url, _, _):
         await refused(url, client)
         assert "hello" == await say(url, replace(client, server_name="elsewhere"))
+
+
+@pytest.mark.parametrize("wire", [wire for wire in ENCRYPTED if wire != "grpcs"])
+async def test_a_client_is_told_who_refused(
+    wire: str, authority: Authority, tmp_path: Path
+) -> None:
+    """What it refuses itself is TlsFailed; what the server refuses ConnectionLost, never sent."""
+    client = authority.issue("client")
+    cases = (
+        (Authority(tmp_path, "other").config(client), TlsFailed),
+        (replace(authority.config(client), server_name="elsewhere"), TlsFailed),
+        (authority.config(None), ConnectionLost),
+    )
+    tls = authority.config(authority.issue("server"))
+    async with serving_echo(wire, server_tls=tls) as (url, _, _):
+        for mine, expected in cases:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await say(url, mine)
+            error = translate(caught.value)
+            assert expected is type(error)
+            assert was_never_sent(error) is (expected is ConnectionLost)
 
 
 @pytest.mark.parametrize("wire", ENCRYPTED)

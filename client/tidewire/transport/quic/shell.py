@@ -383,8 +383,9 @@ class QuicShell:
 
 def _why(ended: Ended) -> TidewireError:
     if ended.tls:
-        who = "the peer" if ended.by_peer else "this side"
-        return TlsFailed(f"the QUIC handshake failed, {who} says: {ended.reason}")
+        if ended.by_peer:  # which may judge otherwise tomorrow, and is told as on tls://
+            return ConnectionLost(f"the QUIC handshake failed, the peer says: {ended.reason}")
+        return TlsFailed(f"the QUIC handshake failed, this side says: {ended.reason}")
     if ended.by_application:
         if not ended.code:
             return ConnectionLost("the peer closed the connection")

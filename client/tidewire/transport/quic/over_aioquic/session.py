@@ -37,7 +37,6 @@ class AioquicSession:
     def __init__(self, quic: AioquicConnection) -> None:
         self._quic = quic
         self._written = 0
-        self._closing = False
         self._ended = False
 
     @property
@@ -134,7 +133,8 @@ class AioquicSession:
     def _end(self, event: events.ConnectionTerminated, to: SessionEvents) -> None:
         if not self._ended:
             self._ended = True
-            to.on_ended(_ended(event, by_peer=not self._closing))
+            by_peer = self._quic._state is QuicConnectionState.DRAINING
+            to.on_ended(_ended(event, by_peer=by_peer))
 
     def _complete(self, event: events.HandshakeCompleted, to: SessionEvents) -> None:
         context = self._quic.tls
@@ -252,7 +252,6 @@ class AioquicSession:
 
     def close(self, code: int, reason: str) -> None:
         """See ``QuicSession``."""
-        self._closing = True
         self._quic.close(error_code=code, reason_phrase=reason)
 
 
