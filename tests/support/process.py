@@ -16,7 +16,7 @@ from support.certificates import Certificates
 from support.wires import ENCRYPTED, listen_url
 from tidewire.transport import TlsConfig
 
-READY_TIMEOUT_S: Final = 20.0
+READY_TIMEOUT_S: Final = 60.0
 END_TIMEOUT_S: Final = 20.0
 
 

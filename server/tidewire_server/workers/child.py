@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tidewire_server.ops.config import ConfigError
 
-READY_TIMEOUT_S: Final = 20.0
+READY_TIMEOUT_S: Final = 60.0
 COMMAND_TIMEOUT_S: Final = 5.0
 HANG_S: Final = 30.0
 """A worker that answers nothing for so long is killed: the kernel still gives it connections."""
