@@ -130,11 +130,11 @@ async def idle(url: str, folder: str, count: int) -> None:
 
 
 class Child:
-    """A process of this file that runs until its input is closed."""
+    """A process of this file, or another, that runs until its input is closed."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: str = __file__) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *arguments],
+            [sys.executable, program, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -145,6 +145,12 @@ class Child:
         """Memory that only this process has."""
         own: int = psutil.Process(self._process.pid).memory_full_info().uss
         return own
+
+    def tell(self, line: str) -> None:
+        """Write a line to its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
 
     async def line(self) -> str:
         """Return the next line it says."""
@@ -177,8 +183,8 @@ async def children() -> AsyncIterator[Callable[..., Child]]:
     """Start processes; end them all."""
     started: list[Child] = []
 
-    def start(*arguments: str) -> Child:
-        started.append(Child(*arguments))
+    def start(*arguments: str, program: str = __file__) -> Child:
+        started.append(Child(*arguments, program=program))
         return started[-1]
 
     try:

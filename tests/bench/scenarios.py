@@ -14,6 +14,7 @@ STREAMS = (
     *("tidewire unix", "tidewire tcp", "tidewire tls", "tidewire ws", "tidewire wss"),
     *("tidewire quic", "tidewire grpc", "tidewire grpcs", "tidewire grpc+unix"),
 )
+WORKERS = ("tidewire tcp 2 workers", "tidewire tls 2 workers")
 JETSTREAM = ("jetstream default", "jetstream sync always")
 REDIS = ("redis everysec", "redis always")
 
@@ -133,7 +134,7 @@ def _finish(run: Run, name: str, parameters: Figures) -> Figures:
 
 
 def _sizes(*sizes: int) -> list[Scenario]:
-    systems = (*STREAMS, "nats", "zenoh", "redis everysec", "pyzmq")
+    systems = (*STREAMS, *WORKERS, "nats", "zenoh", "redis everysec", "pyzmq")
     return [
         Scenario(f"publish to subscriber, {_size(size)}", "per_s", pubsub, systems, {"bytes": size})
         for size in sizes
@@ -198,9 +199,9 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *_in_flight("durable publish", "durable", DURABLE, 1, 64, 512),
     Scenario("durable publish, pipelined", "per_s", role, DURABLE, {"role": "pipeliner"}),
     Scenario("durable consume with acks", "per_s", role, DURABLE, {"role": "consumer"}),
-    *_in_flight("query", "ask", (*STREAMS, "nats", "zenoh"), 1, 64),
+    *_in_flight("query", "ask", (*STREAMS, *WORKERS, "nats", "zenoh"), 1, 64),
     *_in_flight("state put", "put", KEYS, 1, 64),
-    *_in_flight("state get", "get", KEYS, 1, 64),
+    *_in_flight("state get", "get", (*KEYS, "tidewire tls", *WORKERS), 1, 64),
     *_in_flight("state compare-and-set", "swap", ("tidewire tcp", *JETSTREAM), 1),
     Scenario(
         "state watch, 100 watchers",
@@ -210,7 +211,12 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         {"role": "watcher", "connections": 100},
     ),
     *_checkpoints(1 << 10, 1 << 20, 64 << 20),
-    *_in_flight("connection set-up", "connect", (*STREAMS, "nats", "zenoh", "redis everysec"), 1),
+    *_in_flight(
+        "connection set-up",
+        "connect",
+        (*STREAMS, *WORKERS, "nats", "zenoh", "redis everysec"),
+        *(1, 64),
+    ),
     Scenario("codecs, 16 KiB of text", "per_s", pubsub, TEXT, {"bytes": 16 << 10, "text": True}),
     Scenario(
         "latency at 5,000 messages a second",

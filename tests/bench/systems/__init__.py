@@ -19,6 +19,7 @@ def all_systems() -> dict[str, System]:
     systems: list[System] = [
         *(Tidewire(wire) for wire in WIRES if wire != "memory"),
         *(Tidewire("tcp", codec) for codec in CODECS),
+        *(Tidewire(wire, workers=2) for wire in ("tcp", "tls")),
         *(Nats(), Nats("default"), Nats("sync always")),
         Zenoh(),
         *(Redis("always"), Redis("everysec")),

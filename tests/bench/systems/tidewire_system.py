@@ -167,10 +167,13 @@ class Tidewire(System):
     peer = TidewirePeer
     durability = "FSYNC"
 
-    def __init__(self, wire: str, codec: str | None = None) -> None:
+    def __init__(self, wire: str, codec: str | None = None, workers: int = 0) -> None:
         self.wire = wire
         self.codec = codec
+        self.workers = workers
         self.name = f"tidewire {wire}" + (f" {codec}" if codec else "")
+        if workers:
+            self.name += f" {workers} workers"
         self.security = "mTLS" if wire in ENCRYPTED else "plain"
 
     def missing(self) -> str | None:
@@ -182,10 +185,11 @@ class Tidewire(System):
     @contextlib.contextmanager
     def serve(self, folder: Path) -> Iterator[Served]:
         """``tidewire serve`` on this wire alone."""
-        flags: list[str] = []
+        flags = ["--server-workers", str(self.workers)]
         options: dict[str, Any] = {"codec": self.codec}
         if self.wire in ENCRYPTED:
-            options["tls"], flags = certificates(folder)
+            options["tls"], more = certificates(folder)
+            flags += more
         with ServerProcess(folder, (self.wire,), flags=flags) as server:
             yield Served(server.url(self.wire), [server.pid], options)
 
