@@ -79,10 +79,11 @@ class Caller(Idle):
 
     def data_received(self, data: bytes) -> None:
         """Note the end of a call; the rest as any idle one."""
-        if self._answered is not None:
+        answered = self._answered
+        if answered is not None:
             for kind, flags, _, call_id, _ in self._frames.feed(data):
                 if call_id == self._calls and (kind == STATUS or flags & END):
-                    self._answered.set_result(None)
+                    answered.set_result(None)
                     self._answered = None
         super().data_received(data)
 

@@ -36,7 +36,7 @@ class Forwarding:
         self.upstream = WorkerServer((handlers,), options=inside)
         engine = f"unix://{self._folder.name}/engine.sock"
         self.upstream.listen(engine)
-        self.channel = channel(engine, options=inside)
+        self.channel: Any = channel(engine, options=inside)
         self.counts: list[int] = []
         forwarder = Forwarder(self.channel, shapes)
         self.server = ClientServer((forwarder,), options=options, count=self.counts.append)

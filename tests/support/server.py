@@ -1,10 +1,16 @@
-"""A whole server in the test's own process, on every wire."""
+"""
+A whole server in the test's own process, on every wire.
 
+``TIDEWIRE_TEST_WORKERS=2 pytest tests/behaviour -k 'tcp or tls or ws'`` shows the same through
+worker processes.
+"""
+
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -13,6 +19,9 @@ from support.wires import ENCRYPTED, WIRES, listen_url
 from tidewire.transport import TlsConfig
 from tidewire_server.app import Server
 from tidewire_server.ops.config import Config
+
+WORKERS: Final = "TIDEWIRE_TEST_WORKERS"
+"""Names how many worker processes take the connections of the wires that have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,11 @@ def make_config(
 ) -> Config:
     """Make the configuration of a test's server."""
     plain: dict[str, dict[str, Any]] = {
-        "server": {"node_id": "test-server", "data_dir": str(folder / "data")},
+        "server": {
+            "node_id": "test-server",
+            "data_dir": str(folder / "data"),
+            "workers": int(os.environ.get(WORKERS, "0")),
+        },
         "listen": {"urls": [listen_url(wire, folder) for wire in wires]},
         "tls": {
             "ca": str(certificates.ca),

@@ -100,7 +100,8 @@ def _forward_stream(method: Any) -> Any:
         sending = asyncio.create_task(_send(requests, call, context))
         try:
             initial = await call.initial_metadata()
-            if initial:
+            if initial or not call.done():
+                # Even none at all: that they have come tells a caller that the handler is there.
                 await context.send_initial_metadata(initial)
             async for response in call:
                 await context.write(response)

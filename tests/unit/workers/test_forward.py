@@ -124,7 +124,7 @@ async def test_a_broken_way_to_the_engine_is_told_and_mended() -> None:
         url = it.server.listen("tcp://127.0.0.1:0").url.text
         async with channel(url) as client:
             held = method(client, "Hold")(b"x")
-            stream = client.stream_stream(f"/{SERVICE}/Converse")()
+            stream: Any = client.stream_stream(f"/{SERVICE}/Converse")()
             await stream.write(b"a")
             assert b"a" == await stream.read()
             await echo.started.wait()
@@ -152,6 +152,31 @@ async def test_a_long_head_goes_through() -> None:
                 await method(client, "Say")(b"x", metadata=(("kit-long", "x" * (64 << 10)),))
 
     assert grpc.StatusCode.RESOURCE_EXHAUSTED == caught.value.code()
+
+
+class Silent(grpc.GenericRpcHandler):
+    """A stream that says it is there, with no metadata, and nothing else."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Every method is this one."""
+
+        async def serve(_requests: Any, context: Any) -> None:
+            await context.send_initial_metadata(())
+            await asyncio.Event().wait()
+
+        return grpc.stream_stream_rpc_method_handler(serve)
+
+
+async def test_empty_initial_metadata_come_before_the_first_message() -> None:
+    """A reader of EventFlux waits for them: from then on it misses nothing."""
+    async with forwarding(Silent(), {}) as it:
+        url = it.server.listen("tcp://127.0.0.1:0").url.text
+        async with channel(url) as client:
+            stream: Any = client.stream_stream("/any.Service/Method")()
+            async with asyncio.timeout(LIMIT_S):
+                assert 0 == len(await stream.initial_metadata())
+            assert not stream.done()
+            stream.cancel()
 
 
 async def test_connections_are_told_as_they_come_and_go() -> None:
