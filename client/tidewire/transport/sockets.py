@@ -3,6 +3,7 @@ Byte streams below a connection: sockets with their options, over aiofastnet whe
 """
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
@@ -18,6 +19,22 @@ UNIX_SOCKETS: Final = os.name == "posix" and hasattr(socket, "AF_UNIX")
 """Whether this system has sockets with paths, as POSIX means them."""
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
+
+
+class _LeftInHandshake(logging.Filter):
+    """
+    Drops what aiofastnet reports when a peer leaves within its TLS handshake.
+
+    It gives a class for the exception, which is then an error, for every stranger, and one that
+    ``logging`` cannot even print. Whoever listens counts these connections and why they failed.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record is something else."""
+        return not (record.exc_info and isinstance(record.exc_info[1], type))
+
+
+_LEFT_IN_HANDSHAKE: Final = _LeftInHandshake()
 
 
 def fast_transports() -> ModuleType | None:
@@ -101,6 +118,7 @@ async def adopt(
     timeout_s = options.handshake_timeout_s if context is not None else None
     fast = fast_transports()
     if fast is not None:
+        logging.getLogger("asyncio").addFilter(_LEFT_IN_HANDSHAKE)  # there once, however often
         _, protocol = await fast.connect_accepted_socket(
             loop, factory, sock, ssl=context, ssl_handshake_timeout=timeout_s
         )

@@ -4,6 +4,7 @@ in.
 """
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -189,6 +190,21 @@ async def test_handshake_has_a_time_limit(authority: Authority, silent: bytes) -
             await reader.read()
         writer.close()
         await _until(lambda: server.counters.connections_refused == 1)
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"])
+async def test_who_leaves_in_the_handshake_is_counted_and_no_error(
+    authority: Authority, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scanners and probes of ports come and go all day: that is no news for the log."""
+    tls = authority.config(authority.issue("server"))
+    async with serving_echo("tls", server_tls=tls) as (url, server, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+        await _until(lambda: server.counters.connections_refused == 1)
+    assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_handshakes_are_limited(
