@@ -213,8 +213,8 @@ async def never_read(place: Place, wire: str, request: bytes) -> Stranger:
     return stranger
 
 
-# Not here: memory, where who does not read is this process and its memory the same; QUIC, whose
-# library reads for its owner: its flow control is proved in test_quic. Datagrams wait for nobody.
+# Not here: memory, where who does not read is this process and its memory the same; QUIC, which
+# follows by a client. Datagrams wait for nobody.
 @pytest.mark.parametrize("wire", [wire for wire in STREAM_WIRES if wire != "memory"])
 @pytest.mark.parametrize("source", ["live", "ordered"])
 async def test_one_that_never_reads_costs_little(
@@ -242,6 +242,31 @@ async def test_one_that_never_reads_costs_little(
             await client.events.publish(subject, body)
         for peer in peers:
             peer.close()
+
+
+@pytest.mark.parametrize("wire", ["quic"])
+async def test_one_that_never_reads_its_streams(place: Place, wire: str, name: str) -> None:
+    """The same over QUIC, whose calls have streams of their own: ten calls that are not read."""
+    subject = f"{name}.bulk"
+    opening = event_pb2.SubscribeOpen(credit=MUCH, codecs=CODECS)
+    opening.live.subjects.append(subject)
+    tls = place.tls(wire)
+    async with (
+        meanwhile(place, wire, name),
+        tidewire.connect(place.url(wire), tls=tls, timeout_s=WAIT_S) as client,
+        tidewire.channel(place.url(wire), tls=tls) as channel,
+    ):
+        stub = event_pb2_grpc.EventServiceStub(channel)
+        calls = [stub.Subscribe() for _ in range(10)]
+        for call in calls:
+            await call.write(event_pb2.SubscribeRequest(open=opening))
+            await call.read()  # that it is open
+        receivers = (await client.events.publish(subject, bytes(MIB))).receivers
+        for _ in range(20):
+            await client.events.publish(subject, bytes(MIB))
+        for call in calls:
+            call.cancel()
+    assert 10 == receivers
 
 
 @pytest.mark.parametrize("states_size", [True, False])

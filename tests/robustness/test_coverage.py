@@ -75,7 +75,7 @@ TABLE: Final[Mapping[str, Mapping[str, str]]] = {
     "a client that never reads": {
         **on(SOCKETS, _INPUT + "test_one_that_never_reads_costs_little"),
         "memory": "unit/transport/test_memory.py::test_a_writer_is_paused_and_resumed",
-        "quic": "unit/transport/test_quic_paths.py::test_streams_that_rest_wake_up",
+        "quic": _INPUT + "test_one_that_never_reads_its_streams",
         **on(("udp", "dtls"), NOT + "datagrams wait for nobody; answers kept are bounded"),
     },
     "one byte a second": {
