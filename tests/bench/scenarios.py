@@ -1,5 +1,6 @@
 """What is measured: each scenario runs on one system and returns its figures."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,6 +16,7 @@ STREAMS = (
     *("tidewire quic", "tidewire grpc", "tidewire grpcs", "tidewire grpc+unix"),
 )
 WORKERS = ("tidewire tcp 2 workers", "tidewire tls 2 workers")
+SETTLE_S: Final = 1.0
 JETSTREAM = ("jetstream default", "jetstream sync always")
 REDIS = ("redis everysec", "redis always")
 
@@ -26,7 +28,7 @@ class Scenario:
 
     Attributes:
         name: Its name in tables.
-        figure: The figure that is compared: ``p50_us`` or ``per_s``.
+        figure: The figure that is compared: ``p50_us``, ``per_s`` or ``bytes_each``.
         run: Measures it.
         systems: Names of the systems that have it.
         parameters: Given to ``run``.
@@ -91,6 +93,23 @@ def query(system: System, parameters: Figures) -> Figures:
         figures = _call(run, {"call": "ask", **parameters})
         answering.go()
         answering.line()
+        return figures
+
+
+def idle(system: System, parameters: Figures) -> Figures:
+    """Resident memory of the server for each idle connection beyond the first few."""
+    with measuring(system) as run:
+        run.serve()
+        holder = run.worker("holder", **parameters)
+        _, before = run.usage()
+        holder.go()
+        figures = holder.line()
+        time.sleep(SETTLE_S)
+        _, after = run.usage()
+        holder.go()
+        connections = holder.line()["connections"]
+        figures["bytes_each"] = (after - before) / (connections - parameters["first"])
+        figures["server_mib"] = after / (1 << 20)
         return figures
 
 
@@ -216,6 +235,13 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         "connect",
         (*STREAMS, *WORKERS, "nats", "zenoh", "redis everysec"),
         *(1, 64),
+    ),
+    Scenario(
+        "10,000 idle connections",
+        "bytes_each",
+        idle,
+        ("tidewire tcp", "tidewire tls", *WORKERS, "nats"),
+        {"connections": 10_000, "first": 10},
     ),
     Scenario("codecs, 16 KiB of text", "per_s", pubsub, TEXT, {"bytes": 16 << 10, "text": True}),
     Scenario(
