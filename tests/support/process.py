@@ -10,11 +10,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from support.certificates import Certificates
 from support.wires import ENCRYPTED, listen_url
 from tidewire.transport import TlsConfig
+
+if TYPE_CHECKING:
+    from support.certificates import Certificates  # what it needs is not there for ./run bench
 
 READY_TIMEOUT_S: Final = 60.0
 END_TIMEOUT_S: Final = 20.0
@@ -36,7 +38,7 @@ class ServerProcess:
         *,
         environment: Mapping[str, str] | None = None,
         flags: Sequence[str] = (),
-        certificates: Certificates | None = None,
+        certificates: "Certificates | None" = None,
     ) -> None:
         self._certificates = certificates
         flags = [*flags, *_tls_flags(certificates)]
@@ -131,7 +133,7 @@ class ServerProcess:
             self.end()
 
 
-def _tls_flags(certificates: Certificates | None) -> list[str]:
+def _tls_flags(certificates: "Certificates | None") -> list[str]:
     """Flags of a server with these certificates."""
     if certificates is None:
         return []
