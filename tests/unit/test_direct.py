@@ -5,7 +5,7 @@ import gc
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -48,11 +48,11 @@ class Direct(_Echo):  # type: ignore[misc]
 @asynccontextmanager
 async def serving(
     begin: Begin, **options: Any
-) -> AsyncIterator[tuple[echo_pb2_grpc.EchoServiceStub, Direct, CallMetrics, RawServer]]:
+) -> AsyncIterator[tuple[Any, Direct, CallMetrics, RawServer]]:
     metrics = CallMetrics()
     router = Router(metrics=metrics)
     service = Direct(begin)
-    echo_pb2_grpc.add_EchoServiceServicer_to_server(service, router)
+    echo_pb2_grpc.add_EchoServiceServicer_to_server(service, cast("Any", router))
     server = RawServer((router,), **options)
     url = server.listen("tcp://127.0.0.1:0").url.text
     await server.start()

@@ -300,6 +300,11 @@ class SingleQuery(Query):
         if not self.over:
             self.reroute(self)
 
+    def abandon(self) -> None:
+        """Nobody waits for it any more: whoever asked is told nothing. May be repeated."""
+        self.over = True
+        super().abandon()
+
 
 class StreamQuery(Query):
     """A query with a stream of replies."""

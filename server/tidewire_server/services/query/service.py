@@ -440,7 +440,6 @@ async def _write_all(outbox: Outbox[Any], context: Context) -> None:
 
 
 def _expire(query: Query) -> None:
-    query.abandon()
     query.on_error(
         errors.DeadlineExceeded(
             f"query {query.request_id!r} was not answered within {DEADLINE_DEFAULT_S:g} s; set a"
@@ -448,6 +447,7 @@ def _expire(query: Query) -> None:
             metadata={"request_id": query.request_id},
         )
     )
+    query.abandon()
 
 
 def _remaining_s(context: Any) -> float:
