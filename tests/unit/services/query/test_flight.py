@@ -185,8 +185,9 @@ async def test_a_responder_that_does_not_read_counts_as_busy(
     monkeypatch.setattr(flight, "UNWRITTEN_BYTES_MAX", 400)
     responder = Responder("n", ["b"], in_flight_max=10)
     scene.directory.add(responder)
+    outcomes: list[Any] = []
     for _ in range(2):
-        query = SingleQuery("b", common_pb2.Payload(), "r", "", [].append, scene.route)
+        query = SingleQuery("b", common_pb2.Payload(), "r", "", outcomes.append, scene.route)
         scene.directory.choose("b").give(query)
     with pytest.raises(errors.RespondersBusy):
         scene.directory.choose("b")
