@@ -104,6 +104,12 @@ class Hello:
     limits: PeerLimits = PeerLimits()
 
 
+HELLOS_CACHED_MAX: Final = 64
+"""The first that came: what later peers say otherwise costs them no more than without."""
+HELLO_CACHED_BYTES_MAX: Final = 256
+_HELLOS: Final[dict[bytes, Hello]] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Goaway:
     """The sender takes no new calls."""
@@ -135,7 +141,22 @@ def encode_hello(hello: Hello, limits: WireLimits) -> bytes:
 
 
 def decode_hello(body: bytes) -> Hello:
-    """Parse the body of HELLO; raise :class:`ProtocolViolation` when it is not one."""
+    """
+    Parse the body of HELLO; raise :class:`ProtocolViolation` when it is not one.
+
+    Ten thousand peers that say the same share one object, unless it has a token: that is gone with
+    its connection.
+    """
+    known = _HELLOS.get(body)
+    if known is not None:
+        return known
+    hello = _decode_hello(body)
+    if not hello.token and len(body) <= HELLO_CACHED_BYTES_MAX and len(_HELLOS) < HELLOS_CACHED_MAX:
+        _HELLOS[bytes(body)] = hello
+    return hello
+
+
+def _decode_hello(body: bytes) -> Hello:
     parsed = _parse(wire_pb2.Hello(), body)
     limits = parsed.limits
     frame_bytes_max = limits.frame_bytes_max or FRAME_BYTES_MAX

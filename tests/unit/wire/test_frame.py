@@ -256,6 +256,18 @@ def test_ending_round_trip(
     assert ending == decode_ending(encode_ending(ending))
 
 
+def test_peers_that_say_the_same_share_one_object() -> None:
+    """So do not those with a token, which is not kept, nor those that say much."""
+    plain = encode_hello(Hello(agent="same"), WireLimits())
+    token = encode_hello(Hello(agent="same", token="t"), WireLimits())
+    long = encode_hello(Hello(agent="s" * 250), WireLimits())
+
+    assert decode_hello(plain) is decode_hello(bytes(bytearray(plain)))
+    assert decode_hello(token) is not decode_hello(token)
+    assert decode_hello(token) == decode_hello(token)
+    assert decode_hello(long) is not decode_hello(long)
+
+
 def test_goaway_and_hello_round_trip() -> None:
     """Greetings and farewells come back as they were."""
     goaway = Goaway(9, Ending(14, "bye"), 2.5)
