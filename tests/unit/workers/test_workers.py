@@ -183,3 +183,36 @@ async def test_a_port_that_is_taken_is_not_shared(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be listened on"):
             async with working(tmp_path / "b", listen={"urls": [port]}):
                 pass
+
+
+async def test_certificates_are_read_anew_by_all_workers(tmp_path: Path) -> None:
+    """
+    A file that is none is refused and the old certificate goes on; a good one is taken. What
+    SIGHUP does, in both workers, and each says how it went.
+    """
+    async with working(tmp_path) as it:
+        file = it.certificates.server_certificate
+        good = file.read_bytes()
+        listeners: Listeners = it.server.listeners
+        said = [await listeners.reload_certificates()]
+        file.write_bytes(b"no certificate")
+        said.append(await listeners.reload_certificates())
+        for _ in range(4):
+            async with tidewire.connect(it.url("tls"), tls=it.tls("tls")) as client:
+                assert "client.test" == (await client.info()).principal
+        file.write_bytes(good)
+        said.append(await listeners.reload_certificates())
+
+    assert [True, False, True] == said
+
+
+async def test_lines_of_a_worker_carry_its_number(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its log is JSON lines in the stream of its server's; what it prints is not taken for news."""
+    async with working(tmp_path, log={"format": "json"}) as it:
+        for process in processes(it):
+            assert await process.ask("disconnect", scheme="nothing", identifier=1) is None
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"worker"' in line]
+
+    assert {0, 1} == {line["worker"] for line in lines}
