@@ -86,7 +86,7 @@ def name() -> str:
 def reason_of(error: grpc.aio.AioRpcError) -> str:
     """The reason of an error, or its code where it has none."""
     for key, value in error.trailing_metadata() or ():
-        if key == STATUS_KEY:
+        if key == STATUS_KEY and isinstance(value, bytes):
             for detail in status_pb2.Status.FromString(value).details:
                 info = error_details_pb2.ErrorInfo()
                 if detail.Unpack(info):

@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from support import http2
 from support import websocket as ws
 from support.certificates import Certificates
 from support.process import ServerProcess
-from support.server import running
-from support.wires import ENCRYPTED, WIRES
+from support.server import Running, running
+from support.wires import WIRES
 from tidewire.transport import TlsConfig
 from tidewire.transport import memory as memory_wire
 from tidewire.transport.tls import client_context
@@ -81,24 +81,27 @@ async def place_of(wire: str, process: ServerProcess, folder: Path) -> AsyncIter
         yield process
         return
     async with running(folder, ("memory",), None, **SHORT) as it:
-        yield Here(it.url)
+        yield Here(it)
 
 
 @dataclass(frozen=True, slots=True)
 class Here:
     """A server in this process."""
 
-    url: Callable[[str], str]
+    server: Running
 
     @property
     def pid(self) -> int:
         """This process."""
         return os.getpid()
 
+    def url(self, wire: str) -> str:
+        """Where to connect."""
+        return self.server.url(wire)
+
     def tls(self, wire: str) -> TlsConfig | None:
-        """Nothing in this process is encrypted."""
-        assert wire not in ENCRYPTED
-        return None
+        """What a client needs there."""
+        return self.server.tls(wire)
 
 
 # Peers that say what they like --------------------------------------------------------------------
