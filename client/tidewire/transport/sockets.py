@@ -7,9 +7,9 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import ModuleType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from tidewire.transport.options import TransportOptions
 
@@ -92,10 +92,17 @@ async def dial(
     loop = asyncio.get_running_loop()
     name = (server_name or host) if context is not None else None
     fast = fast_transports()
-    if fast is not None:
-        transport, protocol = await fast.create_connection(
-            loop, factory, host, port, ssl=context, server_hostname=name
+    if fast is not None and context is not None:
+        sock = await _reach(host, port)
+        transport, protocol = await _secure(
+            lambda make: fast.create_connection(
+                loop, make, sock=sock, ssl=context, server_hostname=name
+            ),
+            factory,
+            sock,
         )
+    elif fast is not None:
+        transport, protocol = await fast.create_connection(loop, factory, host, port)
     else:
         transport, protocol = await loop.create_connection(
             factory, host, port, ssl=context, server_hostname=name
@@ -119,8 +126,12 @@ async def adopt(
     fast = fast_transports()
     if fast is not None:
         logging.getLogger("asyncio").addFilter(_LEFT_IN_HANDSHAKE)  # there once, however often
-        _, protocol = await fast.connect_accepted_socket(
-            loop, factory, sock, ssl=context, ssl_handshake_timeout=timeout_s
+        _, protocol = await _secure(
+            lambda make: fast.connect_accepted_socket(
+                loop, make, sock, ssl=context, ssl_handshake_timeout=timeout_s
+            ),
+            factory,
+            sock,
         )
     else:
         _, protocol = await loop.connect_accepted_socket(
@@ -128,6 +139,56 @@ async def adopt(
         )
     taken: ProtocolT = protocol
     return taken
+
+
+async def _reach(host: str, port: int) -> socket.socket:
+    """Return a socket connected to the first address that answers. Error: OSError."""
+    loop = asyncio.get_running_loop()
+    problem = OSError(f"{host} has no address")
+    for family, kind, number, _, address in await loop.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, number)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            problem = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise problem
+
+
+async def _secure(
+    begin: Callable[[Callable[[], ProtocolT]], Awaitable[Any]],
+    factory: Callable[[], ProtocolT],
+    sock: socket.socket,
+) -> Any:
+    """
+    Do a handshake of aiofastnet; when that is given up let nothing watch the socket any more.
+
+    Whoever is cancelled when the handshake has just been done leaves a transport that still closes
+    in order, and reads: a socket closed under it makes libuv abort the process soon after.
+    """
+    made: list[ProtocolT] = []
+
+    def make() -> ProtocolT:
+        made.append(factory())
+        return made[0]
+
+    try:
+        return await begin(make)
+    except BaseException:
+        transport = getattr(made[0], "transport", None) if made else None
+        if transport is not None:
+            transport.abort()
+        else:
+            sock.close()
+        raise
 
 
 def tune_transport(transport: asyncio.BaseTransport, options: TransportOptions) -> None:
