@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 
 from tidewire.errors import TlsFailed
@@ -62,7 +63,7 @@ def make_context(
     Raises:
         TlsFailed: A file cannot be used.
     """
-    config.read()
+    files = config.read()
     context = SSL.Context(SSL.DTLS_SERVER_METHOD if server else SSL.DTLS_CLIENT_METHOD)
     context.set_min_proto_version(DTLS_1_2)
     context.set_cipher_list(CIPHERS)
@@ -78,15 +79,16 @@ def make_context(
     try:
         if config.certificate is not None and config.key is not None:
             context.use_certificate_chain_file(str(config.certificate))
-            context.use_privatekey_file(str(config.key))
+            context.use_privatekey(_private_key(files.key or b""))
             context.check_privatekey()
         if config.ca is not None:
             context.load_verify_locations(str(config.ca))
         elif not server:
             context.set_default_verify_paths()
-    except SSL.Error as error:
+    except (SSL.Error, ValueError) as error:
         named = ", ".join(str(path) for path in config.files())
-        raise TlsFailed(f"the TLS files {named} cannot be used: {reason_of(error)}") from error
+        reason = reason_of(error) if isinstance(error, SSL.Error) else error
+        raise TlsFailed(f"the TLS files {named} cannot be used: {reason}") from error
     if cookies is not None:
         context.set_options(SSL.OP_COOKIE_EXCHANGE or 0)
         context.set_cookie_generate_callback(cookies.make)
@@ -95,6 +97,16 @@ def make_context(
     else:
         context.set_alpn_protos([ALPN.encode()])
     return context
+
+
+def _private_key(pem: bytes) -> Any:
+    """Return a key; OpenSSL itself would ask for its password at the terminal, and wait."""
+    try:
+        return load_pem_private_key(pem, None)
+    except TypeError as error:
+        raise ValueError(
+            "the private key is encrypted; tidewire takes keys without a password"
+        ) from error
 
 
 def _note_verdict(

@@ -13,6 +13,12 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from support.authority import Authority
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
@@ -141,6 +147,21 @@ async def test_expired_server(wire: str, authority: Authority) -> None:
     client = authority.config(authority.issue("client"))
     async with serving_echo(wire, server_tls=server) as (url, _, _):
         await refused(url, client)
+
+
+@pytest.mark.parametrize("wire", [wire for wire in ENCRYPTED if wire != "grpcs"])
+def test_a_key_with_a_password(wire: str, authority: Authority) -> None:
+    """It is refused with the reason when a channel is made; nobody is asked at the terminal."""
+    config = authority.config(authority.issue("client"))
+    assert config.key is not None
+    key = Path(config.key)
+    plain = load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(
+        plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    )
+
+    with pytest.raises(TlsFailed, match="without a password"):
+        channel(f"{wire}://127.0.0.1:1", tls=config)
 
 
 async def test_plain_client_at_an_encrypted_port(secured: str) -> None:
