@@ -295,3 +295,21 @@ def _tcp_options(sock: Any) -> tuple[int, int]:
         sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
         sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
     )
+
+
+@proves("wire.datagram_bytes")
+async def test_datagrams_have_the_size_the_server_says(tmp_path: Path) -> None:
+    """A request over it is refused before it is sent; control: with the default it goes."""
+    told: list[str] = []
+    for options in ({"datagram_bytes": 600}, {}):
+        async with (
+            running(tmp_path / str(len(told)), ("udp",), wire=options) as it,
+            tidewire.connect(it.url("udp")) as client,
+        ):
+            try:
+                await client.state.put("a", b"x" * 900)
+                told.append("taken")
+            except errors.MessageTooLarge:
+                told.append("too large")
+
+    assert ["too large", "taken"] == told
