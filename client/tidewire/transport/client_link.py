@@ -5,12 +5,16 @@ import logging
 import ssl
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+
 from tidewire.errors import (
     ConnectionLost,
     PermissionDenied,
     TidewireError,
     TlsFailed,
     WireVersionUnsupported,
+    from_status,
 )
 from tidewire.transport.client_call import CallCore
 from tidewire.transport.shell import Shell
@@ -78,9 +82,12 @@ class ClientLink(ClientConnection):
 
     def ending_error(self, error: TidewireError) -> TidewireError:
         """Tell calls in flight what the server said before it closed."""
-        if self.fatal is not None:
-            return ConnectionLost(f"the server ended the connection: {self.fatal.message}")
-        return super().ending_error(error)
+        if self.fatal is None:
+            return super().ending_error(error)
+        said = _said(self.fatal)
+        if isinstance(said, WireVersionUnsupported):
+            return said  # it will not be better next time
+        return ConnectionLost(f"the server ended the connection: {self.fatal.message}")
 
     def forget(self, call: Call) -> None:
         """Take a call out; the last one of a draining connection ends it."""
@@ -154,3 +161,11 @@ def _lasting(error: TidewireError) -> TidewireError:
     if isinstance(error, (WireVersionUnsupported, PermissionDenied)):
         return error
     return ConnectionLost(error.message, metadata={**error.metadata, **NEVER_SENT})
+
+
+def _said(ending: Ending) -> TidewireError | None:
+    """Return the error a GOAWAY carries, typed; ``None`` when it cannot be read."""
+    try:
+        return from_status(status_pb2.Status.FromString(ending.details))
+    except DecodeError:
+        return None

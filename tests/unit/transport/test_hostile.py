@@ -10,8 +10,17 @@ import pytest
 
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
 from support.echoing import serving_echo
+from tidewire.client.translate import translate
+from tidewire.errors import WireVersionUnsupported
 from tidewire.transport import RawServer, TransportOptions, channel
-from tidewire.wire.bodies import Hello, encode_head, encode_hello
+from tidewire.wire.bodies import (
+    Ending,
+    Goaway,
+    Hello,
+    encode_goaway,
+    encode_head,
+    encode_hello,
+)
 from tidewire.wire.frame import (
     CREDIT,
     CREDIT_BODY,
@@ -319,3 +328,25 @@ async def test_client_meets_silence(greets: bool) -> None:
         stay.set()
 
     assert grpc.StatusCode.UNAVAILABLE == caught.value.code()
+
+
+async def test_a_server_of_another_version_is_named_as_such() -> None:
+    """What the server says in GOAWAY reaches the caller typed: trying again would not help."""
+    refusal = Ending.of(WireVersionUnsupported("the server speaks version 9"))
+    goodbye = encode_frame(GOAWAY, encode_goaway(Goaway(0, refusal, 0.0)))
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(4)
+        writer.write(goodbye)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, channel(f"tcp://127.0.0.1:{port}") as raw:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await raw.unary_unary("/a/B")(b"", timeout=10)
+        error = translate(caught.value)
+
+    assert isinstance(error, WireVersionUnsupported)
+    assert "version 9" in error.message
