@@ -344,8 +344,9 @@ async def test_a_server_of_another_version_is_named_as_such() -> None:
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, channel(f"tcp://127.0.0.1:{port}") as raw:
+        method: Any = raw.unary_unary("/a/B")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await raw.unary_unary("/a/B")(b"", timeout=10)
+            await method(b"", timeout=10)
         error = translate(caught.value)
 
     assert isinstance(error, WireVersionUnsupported)
