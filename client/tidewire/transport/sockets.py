@@ -23,10 +23,11 @@ ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
 class _LeftInHandshake(logging.Filter):
     """
-    Drops what aiofastnet reports when a peer leaves within its TLS handshake.
+    Drops what aiofastnet reports when a TLS handshake fails, at either end.
 
     It gives a class for the exception, which is then an error, for every stranger, and one that
-    ``logging`` cannot even print. Whoever listens counts these connections and why they failed.
+    ``logging`` cannot even print. Whoever listens counts these connections and why they failed, and
+    whoever connects is told by an exception.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -45,6 +46,7 @@ def fast_transports() -> ModuleType | None:
         import aiofastnet
     except ImportError:
         return None
+    logging.getLogger("asyncio").addFilter(_LEFT_IN_HANDSHAKE)  # there once, however often
     module: ModuleType = aiofastnet
     return module
 
@@ -125,7 +127,6 @@ async def adopt(
     timeout_s = options.handshake_timeout_s if context is not None else None
     fast = fast_transports()
     if fast is not None:
-        logging.getLogger("asyncio").addFilter(_LEFT_IN_HANDSHAKE)  # there once, however often
         _, protocol = await _secure(
             lambda make: fast.connect_accepted_socket(
                 loop, make, sock, ssl=context, ssl_handshake_timeout=timeout_s
