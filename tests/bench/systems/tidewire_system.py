@@ -111,9 +111,9 @@ class TidewirePeer(Peer):
             if taken >= total:
                 done.set()
 
-        async with self.client.events.consume("bench", "bench", handler=handle) as subscription:
+        # Leaving the block waits until the server has the acknowledgements.
+        async with self.client.events.consume("bench", "bench", handler=handle):
             await done.wait()
-            await subscription.join()
 
     async def respond(self) -> None:
         """Serve a subject."""
