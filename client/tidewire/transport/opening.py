@@ -8,7 +8,7 @@ import grpc.aio
 
 from tidewire.errors import InvalidArgument
 from tidewire.transport import registry
-from tidewire.transport.balance import BalanceOptions, BalancePolicy
+from tidewire.transport.balance import BALANCE_POLICIES, BalanceOptions, BalancePolicy
 from tidewire.transport.balanced import BalancedChannel
 from tidewire.transport.grpc import grpc_list_channel
 from tidewire.transport.options import TransportOptions
@@ -49,9 +49,13 @@ def channel(
         A channel that connects when it is first used. Close it.
 
     Raises:
-        InvalidArgument: A URL cannot be used; the message lists what can.
+        InvalidArgument: A URL or ``balance`` cannot be used; the message lists what can.
     """
     options = options or TransportOptions()
+    if balance not in BALANCE_POLICIES:
+        raise InvalidArgument(
+            f"{balance!r} is no way to balance; there are {', '.join(BALANCE_POLICIES)}"
+        )
     if isinstance(url, str):
         return registry.channel(
             url, tls=tls, options=options, interceptors=interceptors, codecs=codecs

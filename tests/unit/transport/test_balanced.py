@@ -352,3 +352,5 @@ def test_lists_that_are_none() -> None:
         channel([])
     with pytest.raises(InvalidArgument, match="balance"):
         channel(["tcp://127.0.0.1:1"], balance="random")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="balance"):
+        channel("tcp://127.0.0.1:1", balance="random")  # type: ignore[arg-type]
