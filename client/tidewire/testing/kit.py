@@ -13,8 +13,10 @@ from tidewire.errors import InvalidArgument, TidewireError
 from tidewire.testing.behaviour import (
     ABILITIES,
     CERTIFICATES,
+    LARGE,
     PRIORITIES,
     REFUSALS,
+    STREAMS,
     TOKEN,
     Absent,
     Behaviour,
@@ -29,6 +31,7 @@ from tidewire.transport.registry import listener_maker
 if TYPE_CHECKING:
     from tidewire.testing.certificates import Trust
 
+DATAGRAM_SCHEMES: Final = ("udp", "dtls")
 BEHAVIOUR_LIMIT_S: Final = 60.0
 """No behaviour may take longer."""
 CLOSE_LIMIT_S: Final = 15.0
@@ -56,7 +59,7 @@ async def check_transport(
         encrypted: The wire has certificates; by default the registry says so.
         carries: What the wire carries beside unary calls; see ``ABILITIES``. A behaviour that
             needs more must end with the typed error that says so: else it has failed. By default
-            everything; gRPC has no priorities.
+            everything; gRPC has no priorities, our datagrams have no streams and no large messages.
         only: Names of behaviours to run; by default all.
 
     Returns:
@@ -66,9 +69,7 @@ async def check_transport(
         InvalidArgument: The URL cannot be used, or an ability or a behaviour is not known.
     """
     if carries is None:
-        carries = set(ABILITIES) - (
-            {PRIORITIES} if parse_url(listen_url).scheme in GRPC_SCHEMES else set()
-        )
+        carries = set(ABILITIES) - _lacking(parse_url(listen_url).scheme)
     chosen = _chosen(carries, only)
     if encrypted is None:
         encrypted = _is_encrypted(listen_url)
@@ -82,6 +83,13 @@ async def check_transport(
             trust = _trust(own) if encrypted else None
             results.append(await _one(behaviour, listen_url, server or serve, trust, able))
     return Report(listen_url, encrypted, results)
+
+
+def _lacking(scheme: str) -> frozenset[str]:
+    """What a wire that comes with the package is known not to carry."""
+    if scheme in GRPC_SCHEMES:
+        return frozenset({PRIORITIES})
+    return frozenset({STREAMS, LARGE}) if scheme in DATAGRAM_SCHEMES else frozenset()
 
 
 def _trust(folder: Path) -> "Trust":

@@ -29,6 +29,15 @@ def test_a_wire_that_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 ok, 0 unsuitable, 1 failed" in capsys.readouterr().out
 
 
+def test_our_datagrams_need_no_excuse(capsys: pytest.CaptureFixture[str]) -> None:
+    """What udp:// does not carry is known without ``--lacks``, and is still tried."""
+    names = ("unary_unary", "unary_stream", "large_message")
+    only = [word for name in names for word in ("--only", name)]
+
+    assert 0 == main(["check-wire", "udp://127.0.0.1:0", *only])
+    assert "1 ok, 2 unsuitable, 0 failed" in capsys.readouterr().out
+
+
 def test_behaviours_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     """Every behaviour with what it proves."""
     assert 0 == main(["check-wire", "--list"])
