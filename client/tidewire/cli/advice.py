@@ -24,6 +24,8 @@ ADVICE: Final[dict[type[errors.TidewireError], str]] = {
     errors.Unavailable: "Is a server running there? `tidewire serve` starts one; --url names it.",
 }
 
+ENCRYPTED: Final = ("tls://", "wss://", "grpcs://", "quic://", "dtls://")
+
 
 def explain(error: Exception, settings: Settings) -> str:
     """One or two sentences without a traceback; the most particular advice that fits."""
@@ -31,6 +33,9 @@ def explain(error: Exception, settings: Settings) -> str:
         kinds = type(error).__mro__
         advice = next((ADVICE[kind] for kind in kinds if kind in ADVICE), "")
         unnamed = isinstance(error, errors.Unavailable) and settings.url not in error.message
+        if advice == ADVICE[errors.Unavailable] and settings.url.startswith(ENCRYPTED):
+            # In TLS 1.3 a server refuses a certificate by closing: after it, nothing says why.
+            advice = f"{advice} Or it refuses the certificate: see --cert, --key and its log."
         where = f" ({settings.url})" if unnamed else ""
         return f"{sentence(error.message or type(error).__name__)}{where} {advice}".rstrip()
     if isinstance(error, ModuleNotFoundError) and not f"{error.name}".startswith("tidewire."):

@@ -174,6 +174,10 @@ def test_the_most_particular_advice_is_given() -> None:
     assert "--cert" in explain(errors.TlsFailed("bad"), settings)
     assert "Is a server running" in explain(errors.PeerVanished("gone"), settings)
     assert "full." == explain(errors.StoreFull("full"), settings)
+    assert "--cert" not in explain(errors.ConnectionLost("gone"), settings)
+    encrypted = Settings(url="tls://x:1")
+    assert "--cert" in explain(errors.ConnectionLost("closed"), encrypted)
+    assert "--cert" not in explain(errors.Draining("going"), encrypted)
     assert "tidewire[certs]" in missing(ModuleNotFoundError(name="cryptography.x509"))
 
 
