@@ -120,9 +120,10 @@ async def _listeners(settings: Settings) -> list[tuple[str, bool]]:
     places = []
     for listener in info.listeners:
         parts = urlsplit(listener.url)
+        url = listener.url  # urlsplit would put unix:///path together as unix:/path
         if parts.hostname in ANY_HOST:
-            parts = parts._replace(netloc=f"{host}:{parts.port}")
-        places.append((parts.geturl(), listener.encrypted))
+            url = parts._replace(netloc=f"{host}:{parts.port}").geturl()
+        places.append((url, listener.encrypted))
     return places
 
 

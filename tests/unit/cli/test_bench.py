@@ -12,8 +12,8 @@ from tidewire.cli import main
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server on two wires."""
-    with ServerProcess(tmp_path_factory.mktemp("server"), ("tcp", "grpc")) as process:
+    """A server on three wires."""
+    with ServerProcess(tmp_path_factory.mktemp("server"), ("tcp", "grpc", "unix")) as process:
         yield process
 
 
@@ -54,7 +54,8 @@ def test_all_wires_are_those_the_server_tells_of(
     """One record for each listener."""
     records = bench(server, capsys, "call", "--in-flight", "1", "--all-wires")
 
-    assert ["tcp", "grpc"] == [record["wire"] for record in records]
+    assert ["tcp", "grpc", "unix"] == [record["wire"] for record in records]
+    assert all(record["done"] > 0 for record in records), records
 
 
 def test_an_unknown_server_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
