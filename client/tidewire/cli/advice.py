@@ -35,7 +35,7 @@ def explain(error: Exception, settings: Settings) -> str:
         unnamed = isinstance(error, errors.Unavailable) and settings.url not in error.message
         if advice == ADVICE[errors.Unavailable] and settings.url.startswith(ENCRYPTED):
             # In TLS 1.3 a server refuses a certificate by closing: after it, nothing says why.
-            advice = f"{advice} Or it refuses the certificate: see --cert, --key and its log."
+            advice = f"{advice} Or it refuses the certificate: check --cert and --key."
         where = f" ({settings.url})" if unnamed else ""
         return f"{sentence(error.message or type(error).__name__)}{where} {advice}".rstrip()
     if isinstance(error, ModuleNotFoundError) and not f"{error.name}".startswith("tidewire."):
