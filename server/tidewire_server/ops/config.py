@@ -435,8 +435,8 @@ def _check_listener(url: str, config: Config) -> None:
     elif not config.listen.insecure and not is_loopback(parts.hostname):
         raise ConfigError(
             f"listen.urls: {url!r} can be reached by other machines and is not encrypted; use "
-            "an encrypted wire (grpcs://, tls://, quic://, dtls://, wss://), a loopback address, or "
-            "set listen.insecure = true when the network is trusted"
+            "an encrypted wire (grpcs://, tls://, quic://, dtls://, wss://), a loopback address, "
+            "or set listen.insecure = true when the network is trusted"
         )
 
 
