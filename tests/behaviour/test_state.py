@@ -168,6 +168,7 @@ async def test_a_watch_is_snapshot_then_deltas(client: tidewire.Client, name: st
 
 async def test_history_ends_where_it_was_compacted(client: tidewire.Client, name: str) -> None:
     """Older revisions are refused by reads, watches and changes alike, with a type of their own."""
+    await client.state.put(f"{name}/before", "0")  # or there is no revision before the first
     first = await client.state.put(name, "1")
     second = await client.state.put(name, "2")
     history = [(e.kind.value, e.value) async for e in client.state.history(name)]

@@ -41,6 +41,7 @@ async def status_details(site: Site) -> None:
     error = await ending(site.unary("Fail"))
     raw = dict(error.trailing_metadata() or ()).get(STATUS_TRAILER)
     require(isinstance(raw, bytes), f"the trailers have no {STATUS_TRAILER}")
+    assert isinstance(raw, bytes)
     carried = status_pb2.Status.FromString(raw)
     info = error_details_pb2.ErrorInfo()
     require(carried.details[0].Unpack(info), "the first detail is no ErrorInfo")
