@@ -110,6 +110,7 @@ def main() -> int:
         PAGE.write_text(report.page(results, about, rows))
         return 0
     wanted = [name.strip() for name in given.systems.split(",") if name.strip()]
+    about = {"command": shlex.join(["./run", "bench", *sys.argv[1:]]), "seconds": given.seconds}
     results = {}
     for scenario in chosen(given.scenarios):
         names = [name for name in scenario.systems if not wanted or name in wanted]
@@ -117,11 +118,10 @@ def main() -> int:
             results[scenario.name, name] = figures
         if not given.json:
             print(report.table(scenario, results), flush=True)
-    about = {"command": shlex.join(["./run", "bench", *sys.argv[1:]]), "seconds": given.seconds}
+        # Kept after each: what was measured stays when the rest is given up.
+        (out / "results.json").write_text(report.to_json(results, about))
     text = report.to_json(results, about)
-    (out / "results.json").write_text(text)
-    about["host"] = report.host()
-    (out / "tables.md").write_text(report.page(results, about))
+    (out / "tables.md").write_text(report.page(results, {**about, "host": report.host()}))
     drawn = list(report.plots(results, out))
     print(text if given.json else report.goals(results))
     print(f"written to {out}: results.json, tables.md, {len(drawn)} plots", file=sys.stderr)
