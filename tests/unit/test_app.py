@@ -18,6 +18,7 @@ from support.process import ServerProcess
 from support.server import running
 from tidewire import errors
 from tidewire.v1 import common_pb2, server_pb2, server_pb2_grpc, state_pb2, state_pb2_grpc
+from tidewire_server.ops.config import ConfigError
 
 KEY = state_pb2.GetRequest(key="a")
 
@@ -176,3 +177,10 @@ def test_who_may_call_is_the_same_on_every_wire(tmp_path: Path) -> None:
             return [type(await denied(it.url(wire))) for wire in ("grpc", "tcp")]
 
     assert [errors.PermissionDenied] * 2 == asyncio.run(all_of_them())
+
+
+async def test_a_wire_that_is_missing_says_why(tmp_path: Path) -> None:
+    """Listening on a scheme that is known and cannot be used gives the reason a client gets."""
+    with pytest.raises(ConfigError, match="rdma:// is missing: no Python binding"):
+        async with running(tmp_path, ("rdma",)):
+            pass
