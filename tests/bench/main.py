@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     parser.add_argument("--list", action="store_true", help="list scenarios and systems")
+    parser.add_argument("--keep", action="store_true", help="add to the results of the last run")
     parser.add_argument("--growth", action="store_true", help="measure growth instead")
     parser.add_argument("--sizes-max", type=int, default=10_000_000, help="of growth")
     parser.add_argument("--page", action="store_true", help="write the page from the last run")
@@ -111,7 +112,9 @@ def main() -> int:
         return 0
     wanted = [name.strip() for name in given.systems.split(",") if name.strip()]
     about = {"command": shlex.join(["./run", "bench", *sys.argv[1:]]), "seconds": given.seconds}
-    results = {}
+    results: dict[tuple[str, str], dict[str, Any]] = {}
+    if given.keep and (out / "results.json").exists():
+        _, results = report.from_json((out / "results.json").read_text())
     for scenario in chosen(given.scenarios):
         names = [name for name in scenario.systems if not wanted or name in wanted]
         for name, figures in rounds(scenario, [systems[name] for name in names], given).items():

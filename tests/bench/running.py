@@ -16,7 +16,7 @@ import psutil
 from bench.systems import NotSupportedError, Served, System
 
 ROLES: Final = Path(__file__).with_name("roles.py")
-WORKER_TIMEOUT_S: Final = 240.0
+WORKER_TIMEOUT_S: Final = 150.0
 
 Figures = dict[str, Any]
 

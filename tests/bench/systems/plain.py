@@ -6,15 +6,19 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 
-from bench.systems.base import SUBJECT, Peer, Served, System, process, publish_loop
+from bench.systems.base import COUNTED_EVERY, SUBJECT, Peer, Served, System, process
 from tidewire.v1 import state_pb2, state_pb2_grpc
 
+SETTLE_S = 0.5
+"""Subscriptions reach the proxy on their own time."""
 ECHO = Path(__file__).parent.parent / "echo_server.py"
 
 
@@ -58,59 +62,65 @@ class BareGrpc(System):
 
 
 class ZmqPeer(Peer):
-    """Sockets of zmq.asyncio."""
+    """Blocking sockets: what its guide advises for speed; the reader has a thread."""
 
     async def open(self) -> None:
         """Make a context."""
-        import zmq.asyncio
+        import zmq
 
-        self.context = zmq.asyncio.Context()
+        self.context = zmq.Context()
         self.kinds: Any = zmq
         self.front, self.back = json.loads(self.served.address)
         self.publisher: Any = None
-        self.requester: Any = None
 
     async def close(self) -> None:
-        """Close the sockets."""
-        self.context.destroy(linger=0)
+        """Close the sockets; the reader's thread ends with its context."""
+        if self.publisher is not None:
+            self.publisher.close(linger=0)
+        await asyncio.get_running_loop().run_in_executor(None, self.context.term)
 
     async def subscribe(self, handler: Callable[[Any], None], subject: str = SUBJECT) -> None:
         """A SUB socket behind the proxy."""
-        socket = self.context.socket(self.kinds.SUB)
-        socket.set(self.kinds.RCVHWM, 0)
-        socket.connect(self.back)
-        socket.subscribe(subject.encode())
 
-        async def read() -> None:
-            while True:
-                handler(await socket.recv_multipart())
+        def read() -> None:
+            socket = self.context.socket(self.kinds.SUB)
+            socket.set(self.kinds.RCVHWM, 0)
+            socket.connect(self.back)
+            socket.subscribe(subject.encode())
+            try:
+                while True:
+                    handler(socket.recv_multipart())
+            except self.kinds.ContextTerminated:
+                socket.close(linger=0)
 
-        self._reading = asyncio.create_task(read())
-        await asyncio.sleep(0.5)
+        threading.Thread(target=read, daemon=True).start()
+        await asyncio.sleep(SETTLE_S)
 
     async def publish_for(
         self, seconds: float, payload: bytes, subjects: tuple[str, ...] = (SUBJECT,)
     ) -> int:
-        """A PUB socket that blocks when it is full."""
+        """A PUB socket that waits when it is full."""
         socket = await self._publisher()
-        names = {subject: subject.encode() for subject in subjects}
-
-        async def publish(subject: str, data: bytes) -> None:
-            await socket.send_multipart([names[subject], data])
-
-        return await publish_loop(publish, seconds, payload, subjects)
+        names = [subject.encode() for subject in subjects]
+        count = 0
+        stop = time.perf_counter() + seconds
+        while time.perf_counter() < stop:
+            for _ in range(COUNTED_EVERY):
+                socket.send_multipart([names[count % len(names)], payload])
+                count += 1
+        return count
 
     async def _publisher(self) -> Any:
         if self.publisher is None:
             self.publisher = self.context.socket(self.kinds.PUB)
             self.publisher.set(self.kinds.XPUB_NODROP, 1)
             self.publisher.connect(self.front)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(SETTLE_S)
         return self.publisher
 
     async def publish(self, payload: bytes) -> None:
         """One message."""
-        await (await self._publisher()).send_multipart([SUBJECT.encode(), payload])
+        (await self._publisher()).send_multipart([SUBJECT.encode(), payload])
 
 
 class Zmq(System):
