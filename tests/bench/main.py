@@ -112,23 +112,23 @@ def main() -> int:
         return 0
     wanted = [name.strip() for name in given.systems.split(",") if name.strip()]
     about = {"command": shlex.join(["./run", "bench", *sys.argv[1:]]), "seconds": given.seconds}
-    results: dict[tuple[str, str], dict[str, Any]] = {}
+    measured: dict[tuple[str, str], dict[str, Any]] = {}
     if given.keep and (out / "results.json").exists():
-        _, results = report.from_json((out / "results.json").read_text())
+        _, measured = report.from_json((out / "results.json").read_text())
     for scenario in chosen(given.scenarios):
         names = [name for name in scenario.systems if not wanted or name in wanted]
         for name, figures in rounds(scenario, [systems[name] for name in names], given).items():
-            results[scenario.name, name] = figures
+            measured[scenario.name, name] = figures
         if not given.json:
-            print(report.table(scenario, results), flush=True)
+            print(report.table(scenario, measured), flush=True)
         # Kept after each: what was measured stays when the rest is given up.
-        (out / "results.json").write_text(report.to_json(results, about))
-    text = report.to_json(results, about)
-    (out / "tables.md").write_text(report.page(results, {**about, "host": report.host()}))
-    drawn = list(report.plots(results, out))
-    print(text if given.json else report.goals(results))
+        (out / "results.json").write_text(report.to_json(measured, about))
+    text = report.to_json(measured, about)
+    (out / "tables.md").write_text(report.page(measured, {**about, "host": report.host()}))
+    drawn = list(report.plots(measured, out))
+    print(text if given.json else report.goals(measured))
     print(f"written to {out}: results.json, tables.md, {len(drawn)} plots", file=sys.stderr)
-    return int(any("failed" in each.get("reason", "") for each in results.values()))
+    return int(any("failed" in each.get("reason", "") for each in measured.values()))
 
 
 if __name__ == "__main__":

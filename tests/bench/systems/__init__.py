@@ -21,7 +21,7 @@ def all_systems() -> dict[str, System]:
         *(Tidewire("tcp", codec) for codec in CODECS),
         *(Tidewire(wire, workers=2) for wire in ("tcp", "tls")),
         *(Nats(), Nats("default"), Nats("sync always")),
-        Zenoh(),
+        *(Zenoh(), Zenoh(shared_memory=True)),
         *(Redis("always"), Redis("everysec")),
         *(BareGrpc(), Zmq()),
     ]

@@ -1,8 +1,10 @@
 """
 Eclipse Zenoh through a router, with its Python client.
 
-The router is a session in router mode in a process of its own; publishers block instead of dropping
-(``CongestionControl.BLOCK``), a declared publisher and a declared querier are used throughout.
+The router is a session in router mode in a process of its own; publishers block instead of
+dropping (``CongestionControl.BLOCK``), a declared publisher and a declared querier are used
+throughout. As it comes, sessions of one machine hand long payloads on in shared memory; what
+travels a network is measured without.
 """
 
 import asyncio
@@ -30,12 +32,13 @@ from bench.systems.base import (
 THREADS = 64
 
 
-def _config(mode: str, *, connect: str = "", listen: str = "") -> Any:
+def _config(mode: str, shared_memory: bool, *, connect: str = "", listen: str = "") -> Any:
     import zenoh
 
     config = zenoh.Config()
     config.insert_json5("mode", json.dumps(mode))
     config.insert_json5("scouting/multicast/enabled", "false")
+    config.insert_json5("transport/shared_memory/enabled", json.dumps(shared_memory))
     if connect:
         config.insert_json5("connect/endpoints", json.dumps([connect]))
     config.insert_json5("listen/endpoints", json.dumps([listen] if listen else []))
@@ -52,7 +55,9 @@ class ZenohPeer(Peer):
         """Connect to the router."""
         import zenoh
 
-        self.session = zenoh.open(_config("client", connect=self.served.address))
+        self.session = zenoh.open(
+            _config("client", self.served.options["shared_memory"], connect=self.served.address)
+        )
         self.pool = ThreadPoolExecutor(THREADS)
         self.publishers: dict[str, Any] = {}
 
@@ -122,8 +127,12 @@ class ZenohPeer(Peer):
 class Zenoh(System):
     """A router and its clients over TCP."""
 
-    name = "zenoh"
     peer = ZenohPeer
+
+    def __init__(self, *, shared_memory: bool = False) -> None:
+        self.shared_memory = shared_memory
+        self.name = "zenoh shared memory" if shared_memory else "zenoh"
+        self.note = "as it comes" if shared_memory else "over TCP alone"
 
     def missing(self) -> str | None:
         """Why it cannot run."""
@@ -135,13 +144,14 @@ class Zenoh(System):
         """A router in a process of its own."""
         port = free_port()
         address = f"tcp/127.0.0.1:{port}"
-        with process([sys.executable, __file__, address], folder) as running:
+        command = [sys.executable, __file__, address, *(["shared"] if self.shared_memory else [])]
+        with process(command, folder) as running:
             wait_for_port(port)
-            yield Served(address, [running.pid])
+            yield Served(address, [running.pid], {"shared_memory": self.shared_memory})
 
 
 if __name__ == "__main__":
     import zenoh
 
-    with zenoh.open(_config("router", listen=sys.argv[1])):
+    with zenoh.open(_config("router", len(sys.argv) > 2, listen=sys.argv[1])):
         sys.stdin.read()
