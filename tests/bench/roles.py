@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -59,7 +60,8 @@ class Worker:
                 loop.call_soon_threadsafe(self._lines.put_nowait, line)
             loop.call_soon_threadsafe(self._lines.put_nowait, "")
 
-        loop.run_in_executor(None, read)
+        # A daemon: a worker that fails must end though nobody tells it anything more.
+        threading.Thread(target=read, daemon=True).start()
 
     async def told(self) -> None:
         """Wait for a signal."""
@@ -144,6 +146,9 @@ async def caller(worker: Worker) -> dict[str, Any]:
     call = _calls(worker, peer)[worker.spec["call"]]
     if worker.spec["call"] in ("durable", "consume", "pipeline"):
         await peer.make_stream()
+    if worker.spec["call"] in ("get", "swap"):
+        await peer.put("bench/1", worker.payload)
+        await peer.put("bench/swap", worker.payload)
     await _warm(call)
     worker.say(ready=True)
     await worker.told()

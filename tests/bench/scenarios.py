@@ -153,7 +153,8 @@ def _finish(run: Run, name: str, parameters: Figures) -> Figures:
 
 
 def _sizes(*sizes: int) -> list[Scenario]:
-    systems = (*STREAMS, *WORKERS, "nats", "zenoh", "redis everysec", "pyzmq")
+    peers = ("nats", "zenoh", "zenoh shared memory", "redis everysec", "pyzmq")
+    systems = (*STREAMS, *WORKERS, *peers)
     return [
         Scenario(f"publish to subscriber, {_size(size)}", "per_s", pubsub, systems, {"bytes": size})
         for size in sizes
