@@ -17,25 +17,22 @@ from tidewire.transport.grpc import (
 
 # isort: split
 from importlib.util import find_spec
+from typing import Final
 
 from tidewire.transport.balance import BalanceOptions, BalancePolicy
 from tidewire.transport.balanced import BalancedChannel
 from tidewire.transport.channel import RawChannel
 from tidewire.transport.counters import WireCounters
-from tidewire.transport.dtls_wire import MISSING as DTLS_MISSING
-from tidewire.transport.dtls_wire import dtls_channel, dtls_listener
-from tidewire.transport.memory import memory_channel, memory_listener
 from tidewire.transport.opening import channel
 from tidewire.transport.options import TransportOptions, buffer_bytes
 from tidewire.transport.pool import PoolOptions, PoolStats
-from tidewire.transport.quic import MISSING as QUIC_MISSING
-from tidewire.transport.quic import quic_channel, quic_listener
 from tidewire.transport.registry import (
     ListenerMaker,
     Missing,
     Transport,
     WireListener,
     WireStatus,
+    imported_from,
     listener_schemes,
     missing,
     register,
@@ -48,9 +45,7 @@ from tidewire.transport.server import ConnectionInfo, RawServer
 from tidewire.transport.sockets import UNIX_SOCKETS
 from tidewire.transport.tcp import stream_listener, tcp_channel, tls_channel
 from tidewire.transport.tls import ServerTls, TlsConfig
-from tidewire.transport.udp import udp_channel, udp_listener
 from tidewire.transport.url import WireUrl, parse_url
-from tidewire.transport.websocket import websocket_channel, websocket_listener
 
 register("grpc", grpc_channel)
 register("grpcs", grpcs_channel)
@@ -58,29 +53,28 @@ register("tcp", tcp_channel)
 register("tls", tls_channel)
 register_listener("tcp", stream_listener)
 register_listener("tls", stream_listener, encrypted=True)
-register("memory", memory_channel)
-register_listener("memory", memory_listener)
-register("udp", udp_channel)
-register_listener("udp", udp_listener)
+_HERE: Final = "tidewire.transport"
+register("memory", imported_from(f"{_HERE}.memory:memory_channel"))
+register_listener("memory", imported_from(f"{_HERE}.memory:memory_listener"))
+register("udp", imported_from(f"{_HERE}.udp:udp_channel"))
+register_listener("udp", imported_from(f"{_HERE}.udp:udp_listener"))
 if find_spec("OpenSSL") is None or find_spec("service_identity") is None:
-    register_missing("dtls", DTLS_MISSING)
+    register_missing("dtls", "needs pyOpenSSL: pip install 'tidewire[dtls]'")
 else:
-    register("dtls", dtls_channel)
-    register_listener("dtls", dtls_listener, encrypted=True)
+    register("dtls", imported_from(f"{_HERE}.dtls:dtls_channel"))
+    register_listener("dtls", imported_from(f"{_HERE}.dtls:dtls_listener"), encrypted=True)
 if UNIX_SOCKETS:
-    from tidewire.transport.unix import grpc_unix_channel, unix_channel, unix_listener
-
-    register("unix", unix_channel)
-    register_listener("unix", unix_listener)
-    register("grpc+unix", grpc_unix_channel)
+    register("unix", imported_from(f"{_HERE}.unix:unix_channel"))
+    register_listener("unix", imported_from(f"{_HERE}.unix:unix_listener"))
+    register("grpc+unix", imported_from(f"{_HERE}.unix:grpc_unix_channel"))
 else:
     for scheme in ("unix", "grpc+unix"):
         register_missing(scheme, "this system has no Unix sockets")
-if find_spec("aioquic") is not None:
-    register("quic", quic_channel)
-    register_listener("quic", quic_listener, encrypted=True)
+if find_spec("aioquic") is None:
+    register_missing("quic", "needs aioquic: pip install 'tidewire[quic]'")
 else:
-    register_missing("quic", QUIC_MISSING)
+    register("quic", imported_from(f"{_HERE}.quic:quic_channel"))
+    register_listener("quic", imported_from(f"{_HERE}.quic:quic_listener"), encrypted=True)
 register_missing(
     "rdma",
     "no Python binding for RDMA verbs is kept up; a transport of your own registers by the entry "
@@ -90,10 +84,10 @@ if find_spec("picows") is None:
     for scheme in ("ws", "wss"):
         register_missing(scheme, "needs picows: pip install 'tidewire[ws]'")
 else:
-    register("ws", websocket_channel)
-    register_listener("ws", websocket_listener)
-    register("wss", websocket_channel)
-    register_listener("wss", websocket_listener, encrypted=True)
+    for scheme in ("ws", "wss"):
+        register(scheme, imported_from(f"{_HERE}.websocket:websocket_channel"))
+        maker = imported_from(f"{_HERE}.websocket:websocket_listener")
+        register_listener(scheme, maker, encrypted=scheme == "wss")
 
 __all__ = [
     "BalanceOptions",

@@ -9,6 +9,7 @@ the scheme and whose object is a :class:`Transport`; its listeners by one of the
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -135,6 +136,24 @@ def register_listener(scheme: str, maker: ListenerMaker, *, encrypted: bool = Fa
     if scheme in _LISTENERS:
         raise ValueError(f"the listeners of {scheme} are registered already")
     _LISTENERS[scheme] = (maker, encrypted)
+
+
+def imported_from(place: str) -> Any:
+    """
+    Return a maker of channels or listeners that is imported when a wire is made of it.
+
+    Most clients use one wire: what the others need is not loaded for them, nor is a library that is
+    an extra.
+
+    Args:
+        place: ``module:name``, as entry points write it.
+    """
+    module, _, name = place.partition(":")
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **options)
+
+    return make
 
 
 def register_missing(scheme: str, reason: str) -> None:

@@ -146,3 +146,16 @@ def test_the_table_for_people() -> None:
     assert 0 == done.returncode
     assert ["WIRE", "CLIENT", "SERVER", "ENCRYPTED", "WHY", "NOT"] == done.stdout.split()[:6]
     assert any(line.split() == ["unix://", "yes", "yes", "no"] for line in done.stdout.splitlines())
+
+
+def test_what_another_wire_needs_is_not_loaded() -> None:
+    """A client of TCP has no other wire's modules; one that is used is loaded then."""
+    program = (
+        "import sys, tidewire.transport as t\n"
+        "loaded = lambda: 'tidewire.transport.memory' in sys.modules\n"
+        "t.channel('tcp://127.0.0.1:1'); before = loaded()\n"
+        "t.channel('memory://a'); print(before, loaded())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+
+    assert b"False True" == done.stdout.strip()

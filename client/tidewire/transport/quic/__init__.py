@@ -15,8 +15,6 @@ from tidewire.transport.url import WireUrl
 if TYPE_CHECKING:
     from tidewire.transport.server import RawServer
 
-MISSING = "needs aioquic: pip install 'tidewire[quic]'"
-
 
 def quic_channel(
     url: WireUrl,
