@@ -19,9 +19,9 @@ from typing import Final, TypeAlias
 import grpc
 import grpc.aio
 
-from tidewire.errors import InvalidArgument, TlsFailed, WireUnsuitable
+from tidewire.errors import TlsFailed, WireUnsuitable
 from tidewire.transport.options import TransportOptions
-from tidewire.transport.tls import ServerTls, TlsConfig, TlsFiles, Watched
+from tidewire.transport.tls import ServerTls, TlsConfig, TlsFiles, Watched, refuse_certificates
 from tidewire.transport.url import WireUrl
 from tidewire.transport.version import AGENT
 from tidewire.wire.limits import WireLimits
@@ -117,10 +117,7 @@ def grpc_channel(
     more: Sequence[tuple[str, str | int]] = (),
 ) -> grpc.aio.Channel:
     """Return a plain gRPC channel; raise when certificates or a token are given for it."""
-    if tls is not None:
-        raise InvalidArgument(
-            f"{url.text} is not encrypted, but certificates are given: use grpcs://"
-        )
+    refuse_certificates(url.text, tls, "grpcs")
     if options.token:
         raise WireUnsuitable(f"{url.text} is not encrypted: a token must not be sent over it")
     return grpc.aio.insecure_channel(

@@ -21,7 +21,7 @@ from tidewire.transport.options import WRITE_HIGH_BYTES, WRITE_LOW_BYTES, Transp
 from tidewire.transport.peer import Peer
 from tidewire.transport.shell import Shell
 from tidewire.transport.stream import RECEIVE_BYTES, WireProtocol
-from tidewire.transport.tls import ServerTls, TlsConfig
+from tidewire.transport.tls import ServerTls, TlsConfig, refuse_certificates
 from tidewire.transport.url import WireUrl
 
 if TYPE_CHECKING:
@@ -330,8 +330,7 @@ def memory_channel(
     codecs: Sequence[int],
 ) -> RawChannel:
     """Return a channel within the process; raise when certificates or a token are given for it."""
-    if tls is not None:
-        raise InvalidArgument(f"{url.text} is not encrypted, but certificates are given")
+    refuse_certificates(url.text, tls)
     _check_name(url)
 
     async def connect(raw: RawChannel) -> Shell:

@@ -17,7 +17,7 @@ from tidewire.transport.options import TransportOptions
 from tidewire.transport.registry import WireListener, listener_maker
 from tidewire.transport.shell import Shell
 from tidewire.transport.stream import WireProtocol
-from tidewire.transport.tls import ServerTls, TlsConfig
+from tidewire.transport.tls import ServerTls, TlsConfig, refuse_certificates
 from tidewire.transport.url import parse_url
 from tidewire.transport.version import AGENT
 from tidewire.wire.bodies import HeadCache
@@ -142,8 +142,8 @@ class RawServer(grpc.aio.Server):
         parsed = parse_url(url)
         make, encrypted = listener_maker(parsed.scheme)
         given = tls or parsed.tls
-        if given is not None and not encrypted:
-            raise InvalidArgument(f"{parsed.text} is not encrypted, but certificates are given")
+        if not encrypted:
+            refuse_certificates(parsed.text, given)
         if given is None and encrypted:
             raise InvalidArgument(f"{parsed.text} needs certificates")
         server_tls = ServerTls(given) if isinstance(given, TlsConfig) else given

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from tidewire.errors import InvalidArgument
 from tidewire.transport.channel import RawChannel
 from tidewire.transport.listener import Listener, bind
 from tidewire.transport.options import TransportOptions
 from tidewire.transport.shell import Shell
 from tidewire.transport.sockets import dial
-from tidewire.transport.tls import ServerTls, TlsConfig, client_context
+from tidewire.transport.tls import ServerTls, TlsConfig, client_context, refuse_certificates
 from tidewire.transport.url import WireUrl
 
 if TYPE_CHECKING:
@@ -27,10 +26,7 @@ def tcp_channel(
     codecs: Sequence[int],
 ) -> RawChannel:
     """Return a channel without encryption; raise when certificates are given for it."""
-    if tls is not None:
-        raise InvalidArgument(
-            f"{url.text} is not encrypted, but certificates are given: use tls://"
-        )
+    refuse_certificates(url.text, tls, "tls")
 
     async def connect(raw: RawChannel) -> Shell:
         return await dial(raw.stream_protocol, url.host, url.port, options=options)

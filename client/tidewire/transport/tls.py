@@ -141,6 +141,20 @@ def _no_password() -> str:
     raise ValueError("the private key is encrypted; tidewire takes keys without a password")
 
 
+def refuse_certificates(url: str, tls: object | None, instead: str = "") -> None:
+    """
+    Raise :class:`InvalidArgument` when certificates are given for a wire that has none.
+
+    Args:
+        url: Of the wire.
+        tls: What was given.
+        instead: Scheme that does the same with certificates.
+    """
+    if tls is not None:
+        advice = f": use {instead}://" if instead else ""
+        raise InvalidArgument(f"{url} is not encrypted, but certificates are given{advice}")
+
+
 class Watched:
     """Notices by modification time, size and inode that files have changed."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from tidewire.errors import ConnectionLost, InvalidArgument, TidewireError
+from tidewire.errors import ConnectionLost, TidewireError
 from tidewire.transport.channel import RawChannel
 from tidewire.transport.datagram_client import DatagramClientLink, DatagramShell
 from tidewire.transport.datagram_listener import DatagramListener, DatagramPeer
@@ -21,7 +21,7 @@ from tidewire.transport.datagram_socket import (
 from tidewire.transport.options import TransportOptions
 from tidewire.transport.peer import Peer
 from tidewire.transport.shell import Shell
-from tidewire.transport.tls import ServerTls, TlsConfig
+from tidewire.transport.tls import ServerTls, TlsConfig, refuse_certificates
 from tidewire.transport.url import WireUrl
 
 if TYPE_CHECKING:
@@ -136,10 +136,7 @@ def udp_channel(
     codecs: Sequence[int],
 ) -> DatagramChannel:
     """Return a channel without encryption; raise when certificates are given for it."""
-    if tls is not None:
-        raise InvalidArgument(
-            f"{url.text} is not encrypted, but certificates are given: use dtls://"
-        )
+    refuse_certificates(url.text, tls, "dtls")
 
     async def connect(raw: RawChannel) -> Shell:
         sock = await dial_datagrams(url.host, url.port, options)

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc.aio
 
-from tidewire.errors import InvalidArgument, WireUnsuitable
 from tidewire.transport.channel import RawChannel
-from tidewire.transport.grpc import channel_options
+from tidewire.transport.grpc import grpc_channel
 from tidewire.transport.listener import Listener
 from tidewire.transport.options import TransportOptions
 from tidewire.transport.shell import Shell
 from tidewire.transport.socket_file import SocketFile, bind_unix, check_path, grpc_target
 from tidewire.transport.sockets import fast_transports, tune
-from tidewire.transport.tls import ServerTls, TlsConfig
+from tidewire.transport.tls import ServerTls, TlsConfig, refuse_certificates
 from tidewire.transport.url import WireUrl
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def unix_channel(
     codecs: Sequence[int],
 ) -> RawChannel:
     """Return a channel over a Unix socket; raise when certificates or a token are given for it."""
-    _refuse_certificates(url, tls)
+    refuse_certificates(url.text, tls)
     path = str(check_path(url.path))
 
     async def connect(raw: RawChannel) -> Shell:
@@ -64,22 +63,18 @@ def grpc_unix_channel(
     tls: TlsConfig | None,
     options: TransportOptions,
     interceptors: Sequence[grpc.aio.ClientInterceptor],
-    codecs: Sequence[int],  # noqa: ARG001 (gRPC has no HELLO)
+    codecs: Sequence[int],
 ) -> grpc.aio.Channel:
     """Return a gRPC channel over a Unix socket; raise when certificates or a token are given."""
-    _refuse_certificates(url, tls)
-    if options.token:
-        raise WireUnsuitable(f"{url.text} is not encrypted: a token must not be sent over it")
-    return grpc.aio.insecure_channel(
-        grpc_target(str(check_path(url.path))),
-        options=channel_options(options),
-        interceptors=list(interceptors),
+    refuse_certificates(url.text, tls)
+    return grpc_channel(
+        url,
+        tls=None,
+        options=options,
+        interceptors=interceptors,
+        codecs=codecs,
+        target=grpc_target(str(check_path(url.path))),
     )
-
-
-def _refuse_certificates(url: WireUrl, tls: TlsConfig | None) -> None:
-    if tls is not None:
-        raise InvalidArgument(f"{url.text} is not encrypted, but certificates are given")
 
 
 async def dial_unix(

@@ -21,7 +21,7 @@ from tidewire.transport.options import TransportOptions
 from tidewire.transport.shell import Shell
 from tidewire.transport.sockets import dial
 from tidewire.transport.stream import WireProtocol
-from tidewire.transport.tls import ServerTls, TlsConfig, client_context
+from tidewire.transport.tls import ServerTls, TlsConfig, client_context, refuse_certificates
 from tidewire.transport.url import WireUrl
 from tidewire.wire.upgrade import TIMEOUT, UpgradePolicy
 
@@ -56,10 +56,8 @@ def websocket_channel(
     if encrypted:
         tls = tls or TlsConfig()
         client_context(tls, ALPN)  # what is wrong with the files shows now, not at the first call
-    elif tls is not None:
-        raise InvalidArgument(
-            f"{url.text} is not encrypted, but certificates are given: use wss://"
-        )
+    else:
+        refuse_certificates(url.text, tls, "wss")
     path = _path(url)
     # Here and not above: picows costs 25 ms to import, and is not there in a bare install.
     from tidewire.transport.websocket_shell import ClientWebSocket
