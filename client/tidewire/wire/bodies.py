@@ -105,7 +105,8 @@ class Hello:
 
 
 HELLOS_CACHED_MAX: Final = 64
-"""The first that came: what later peers say otherwise costs them no more than without."""
+"""The latest; a peer that says something of its own pushes out the oldest, not the common one for
+good."""
 HELLO_CACHED_BYTES_MAX: Final = 256
 _HELLOS: Final[dict[bytes, Hello]] = {}
 
@@ -151,7 +152,9 @@ def decode_hello(body: bytes) -> Hello:
     if known is not None:
         return known
     hello = _decode_hello(body)
-    if not hello.token and len(body) <= HELLO_CACHED_BYTES_MAX and len(_HELLOS) < HELLOS_CACHED_MAX:
+    if not hello.token and len(body) <= HELLO_CACHED_BYTES_MAX:
+        if len(_HELLOS) >= HELLOS_CACHED_MAX:
+            del _HELLOS[next(iter(_HELLOS))]
         _HELLOS[bytes(body)] = hello
     return hello
 

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidewire.errors import ProtocolViolation
+from tidewire.wire import bodies
 from tidewire.wire.bodies import (
+    HELLOS_CACHED_MAX,
     Ending,
     Goaway,
     Head,
@@ -266,6 +268,16 @@ def test_peers_that_say_the_same_share_one_object() -> None:
     assert decode_hello(token) is not decode_hello(token)
     assert decode_hello(token) == decode_hello(token)
     assert decode_hello(long) is not decode_hello(long)
+
+
+def test_peers_of_their_own_do_not_end_the_sharing() -> None:
+    """A process that met many peers, each with its node, still shares what comes again."""
+    for number in range(10 * HELLOS_CACHED_MAX):
+        decode_hello(encode_hello(Hello(agent="same", node_id=f"node {number}"), WireLimits()))
+    common = encode_hello(Hello(agent="common"), WireLimits())
+
+    assert decode_hello(common) is decode_hello(bytes(bytearray(common)))
+    assert len(bodies._HELLOS) <= HELLOS_CACHED_MAX
 
 
 def test_goaway_and_hello_round_trip() -> None:
