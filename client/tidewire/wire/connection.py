@@ -71,10 +71,10 @@ class Connection:
     __slots__ = (
         "_control", "_control_bytes", "_deadlines", "_decoder", "_goaway_call_id", "_handlers",
         "_liveness", "blocked", "calls", "closed", "credit", "draining", "error", "fragment_bytes",
-        "fragment_bytes_last",
-        "granted", "hello", "incomplete", "incomplete_bytes", "last_call_id", "limits", "now_s",
-        "peer_hello", "peer_limits", "received", "scheduler", "sent", "single_bytes_max",
-        "unread_bytes", "wake", "wake_due", "wake_s",
+        "fragment_bytes_last", "granted", "hello", "hurry", "hurry_at", "incomplete",
+        "incomplete_bytes", "last_call_id", "limits", "now_s", "peer_hello", "peer_limits",
+        "received", "scheduler", "sent", "single_bytes_max", "unread_bytes", "wake", "wake_due",
+        "wake_s",
     )
     # fmt: on
 
@@ -112,10 +112,11 @@ class Connection:
         self.incomplete_bytes = 0
 
         self.wake: Callable[[], None] = _nothing
-        """
-        Called once when there is something to send again; the shell then calls ``data_to_send``.
-        """
+        """Called once when there is something to send again: ``data_to_send`` is due, soon."""
         self.wake_due = False
+        self.hurry: Callable[[], None] = _nothing
+        """Called when ``hurry_at`` frames of calls wait: a shell may send them at once."""
+        self.hurry_at = 1
         self.wake_s = now_s + limits.hello_timeout_s
         """When ``handle_timeout`` must run, at the latest. It only ever comes nearer by itself."""
         self.now_s = now_s
@@ -237,6 +238,8 @@ class Connection:
         if not self.wake_due:
             self.wake_due = True
             self.wake()
+        if scheduler.queued == self.hurry_at:
+            self.hurry()
         if scheduler.waiting_bytes > self.limits.unsent_control_bytes_max:
             self._judge_backlog(scheduler.waiting_bytes)
 
@@ -246,16 +249,22 @@ class Connection:
         if not self.wake_due:
             self.wake_due = True
             self.wake()
+        if self.scheduler.queued == self.hurry_at:
+            self.hurry()
 
     def push_control(self, frame: bytes) -> None:
         """Queue a frame that goes before all messages."""
         self._control.append(frame)
         self._control_bytes += len(frame)
+        self.wake_once()
+        if self._control_bytes > self.limits.unsent_control_bytes_max:
+            self._judge_backlog(self._control_bytes)
+
+    def wake_once(self) -> None:
+        """See to it that ``data_to_send`` is called."""
         if not self.wake_due:
             self.wake_due = True
             self.wake()
-        if self._control_bytes > self.limits.unsent_control_bytes_max:
-            self._judge_backlog(self._control_bytes)
 
     def _judge_backlog(self, waiting_bytes: int) -> None:
         if not self.closed:
@@ -271,9 +280,7 @@ class Connection:
         self.push_control(encode_frame(CREDIT, CREDIT_BODY.pack(total), call_id=call_id))
 
     def grow(self) -> None:
-        """
-        Give the peer credit of the connection for what has arrived, unless too much is unread.
-        """
+        """Give the peer credit of the connection for what came, unless too much is unread."""
         limits = self.limits
         window = limits.connection_credit_bytes
         if (
@@ -361,9 +368,7 @@ class Connection:
             self._goaway_call_id = self.last_call_id
         body = encode_goaway(Goaway(self._goaway_call_id, reason, grace_s))
         self._control.append(encode_frame(GOAWAY, body))
-        if not self.wake_due:
-            self.wake_due = True
-            self.wake()
+        self.wake_once()
 
     # Frames -----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Entries are finished frames, or calls that make their next frame when asked (``e
 
 from collections import deque
 from collections.abc import Collection
-from typing import Protocol
+from typing import Final, Protocol
 
 from tidewire.wire.frame import PRIORITY_LAST
 
@@ -20,6 +20,10 @@ class Emitter(Protocol):
         ...
 
 
+_TAKING: Final = 1 << 40
+"""More entries than ever wait: a call that queues itself for its next frame hurries nobody."""
+
+
 class Scheduler:
     """
     Ten queues, and a bit for each that is not empty.
@@ -28,12 +32,14 @@ class Scheduler:
     an idle connection would take altogether.
     """
 
-    __slots__ = ("_queues", "ready", "waiting_bytes")
+    __slots__ = ("_queues", "queued", "ready", "waiting_bytes")
 
     def __init__(self) -> None:
         self._queues: list[deque[bytes | Emitter] | None] = [None] * (PRIORITY_LAST + 1)
         self.ready = 0
         """Bit n is set when queue n is not empty."""
+        self.queued = 0
+        """Entries queued since the last ``take``; meaningless within one."""
         self.waiting_bytes = 0
         """Size of the finished frames that wait."""
 
@@ -43,6 +49,7 @@ class Scheduler:
         if queue is None:
             queue = self._queues[priority] = deque()
         queue.append(frame)
+        self.queued += 1
         self.ready |= 1 << priority
         self.waiting_bytes += len(frame)
 
@@ -52,11 +59,13 @@ class Scheduler:
         if queue is None:
             queue = self._queues[priority] = deque()
         queue.append(call)
+        self.queued += 1
         self.ready |= 1 << priority
 
     def take(self, out: list[bytes | memoryview], bytes_max: int) -> int:
         """Append frames to ``out`` until ``bytes_max`` is reached or passed; return their bytes."""
         taken = 0
+        self.queued = _TAKING
         while self.ready and taken < bytes_max:
             bit = self.ready & -self.ready
             queue = self._queues[bit.bit_length() - 1]
@@ -73,6 +82,7 @@ class Scheduler:
                         break  # making a frame let something more urgent in
             if not queue:
                 self.ready &= ~bit
+        self.queued = 0
         return taken
 
     def drop(self, calls: Collection[Emitter]) -> None:
@@ -91,4 +101,5 @@ class Scheduler:
         """Drop everything: the connection is over."""
         self._queues = [None] * (PRIORITY_LAST + 1)
         self.ready = 0
+        self.queued = 0
         self.waiting_bytes = 0

@@ -274,9 +274,7 @@ class StreamedConnection(Connection):
     def abort_stream(self, number: int, action: int) -> None:
         """Queue ``ABORT`` or ``STOP`` of a stream."""
         self._aborts.append(Outgoing(number, b"", action))
-        if not self.wake_due:
-            self.wake_due = True
-            self.wake()
+        self.wake_once()
 
     def streams_to_send(self, bytes_max: int, now_s: float) -> list[Outgoing]:
         """

@@ -431,12 +431,12 @@ async def test_channel_states(echo: Echoing) -> None:
 async def test_surface_of_a_call(echo: Echoing) -> None:
     """Connection, remaining time, metadata and status may be asked for in any order."""
     call = echo.stub.Repeat(echo_pb2.RepeatRequest(count=1), timeout=LIMIT_S)
+    assert not call.done()
     await asyncio.wait_for(call.wait_for_connection(), LIMIT_S)
     left = call.time_remaining()
 
     assert left is not None
     assert 0 < left <= LIMIT_S
-    assert not call.done()
     assert 0 == len(tuple(await call.initial_metadata()))
     assert [0] == [response.index async for response in call]
     assert grpc.StatusCode.OK == await call.code()
