@@ -27,7 +27,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tidewire.v1 import common_pb2 as tidewire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidewire/v1/query.proto\x12\x0btidewire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x18tidewire/v1/common.proto\"X\n\nAskRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12%\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"[\n\x0b\x41skResponse\x12%\n\x07payload\x18\x01 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x11\n\tresponder\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"^\n\x10\x41skStreamRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12%\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"a\n\x11\x41skStreamResponse\x12%\n\x07payload\x18\x01 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x11\n\tresponder\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x96\x01\n\rGatherRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12%\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x05\x66irst\x18\x04 \x01(\rH\x00\x12\r\n\x03\x61ll\x18\x05 \x01(\x08H\x00\x12\x10\n\x06quorum\x18\x06 \x01(\rH\x00\x42\x07\n\x05until\"\xa1\x01\n\x0eGatherResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.tidewire.v1.GatherStartedH\x00\x12)\n\x05reply\x18\x02 \x01(\x0b\x32\x18.tidewire.v1.GatherReplyH\x00\x12-\n\x07summary\x18\x03 \x01(\x0b\x32\x1a.tidewire.v1.GatherSummaryH\x00\x42\x06\n\x04kind\"7\n\rGatherStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nresponders\x18\x02 \x03(\t\"y\n\x0bGatherReply\x12\x11\n\tresponder\x18\x01 \x01(\t\x12\'\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.PayloadH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"U\n\rGatherSummary\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x0f\n\x07replies\x18\x02 \x01(\r\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\r\x12\x0f\n\x07missing\x18\x04 \x03(\t\"y\n\x0cServeRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.tidewire.v1.ServeOpenH\x00\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x17.tidewire.v1.ServeReplyH\x00\x12\x0f\n\x05\x64rain\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\"g\n\tServeOpen\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x10\n\x08subjects\x18\x03 \x03(\t\x12\r\n\x05group\x18\x04 \x01(\t\x12\x15\n\rin_flight_max\x18\x05 \x01(\r\"\x84\x01\n\nServeReply\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\'\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.PayloadH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\x42\t\n\x07outcome\"\xbf\x01\n\rServeResponse\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.tidewire.v1.OpenedH\x00\x12(\n\x05query\x18\x02 \x01(\x0b\x32\x17.tidewire.v1.ServeQueryH\x00\x12*\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x18.tidewire.v1.ServeCancelH\x00\x12)\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x15.tidewire.v1.DrainingH\x00\x42\x06\n\x04kind\"\xbe\x01\n\nServeQuery\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12%\n\x07payload\x18\x03 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12,\n\tremaining\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tstreaming\x18\x06 \x01(\x08\x12\x11\n\tprincipal\x18\x07 \x01(\t\"\x1f\n\x0bServeCancel\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x32\x9f\x02\n\x0cQueryService\x12\x38\n\x03\x41sk\x12\x17.tidewire.v1.AskRequest\x1a\x18.tidewire.v1.AskResponse\x12L\n\tAskStream\x12\x1d.tidewire.v1.AskStreamRequest\x1a\x1e.tidewire.v1.AskStreamResponse0\x01\x12\x43\n\x06Gather\x12\x1a.tidewire.v1.GatherRequest\x1a\x1b.tidewire.v1.GatherResponse0\x01\x12\x42\n\x05Serve\x12\x19.tidewire.v1.ServeRequest\x1a\x1a.tidewire.v1.ServeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidewire/v1/query.proto\x12\x0btidewire.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x18tidewire/v1/common.proto\"X\n\nAskRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12%\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"[\n\x0b\x41skResponse\x12%\n\x07payload\x18\x01 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x11\n\tresponder\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x9d\x01\n\x0e\x41skManyRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.tidewire.v1.AskManyOpenH\x00\x12+\n\tquestions\x18\x02 \x01(\x0b\x32\x16.tidewire.v1.QuestionsH\x00\x12,\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1a.tidewire.v1.AskManyCancelH\x00\x42\x06\n\x04kind\"8\n\x0b\x41skManyOpen\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x16\n\x0erequest_prefix\x18\x02 \x01(\t\"\x92\x01\n\tQuestions\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08\x66irst_id\x18\x02 \x01(\x04\x12,\n\tremaining\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x62\x61re\x18\x04 \x03(\x0c\x12&\n\x08payloads\x18\x05 \x03(\x0b\x32\x14.tidewire.v1.Payload\"\x1c\n\rAskManyCancel\x12\x0b\n\x03ids\x18\x01 \x03(\x04\"\xc3\x01\n\x0f\x41skManyResponse\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.tidewire.v1.OpenedH\x00\x12\'\n\x07\x61nswers\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.AnswersH\x00\x12-\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x1b.tidewire.v1.AskManyFailureH\x00\x12)\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x15.tidewire.v1.DrainingH\x00\x42\x06\n\x04kind\"_\n\x07\x41nswers\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x11\n\tresponder\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61re\x18\x03 \x03(\x0c\x12&\n\x08payloads\x18\x04 \x03(\x0b\x32\x14.tidewire.v1.Payload\"@\n\x0e\x41skManyFailure\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"^\n\x10\x41skStreamRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12%\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"a\n\x11\x41skStreamResponse\x12%\n\x07payload\x18\x01 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x11\n\tresponder\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x96\x01\n\rGatherRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12%\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x05\x66irst\x18\x04 \x01(\rH\x00\x12\r\n\x03\x61ll\x18\x05 \x01(\x08H\x00\x12\x10\n\x06quorum\x18\x06 \x01(\rH\x00\x42\x07\n\x05until\"\xa1\x01\n\x0eGatherResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.tidewire.v1.GatherStartedH\x00\x12)\n\x05reply\x18\x02 \x01(\x0b\x32\x18.tidewire.v1.GatherReplyH\x00\x12-\n\x07summary\x18\x03 \x01(\x0b\x32\x1a.tidewire.v1.GatherSummaryH\x00\x42\x06\n\x04kind\"7\n\rGatherStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nresponders\x18\x02 \x03(\t\"y\n\x0bGatherReply\x12\x11\n\tresponder\x18\x01 \x01(\t\x12\'\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.PayloadH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"U\n\rGatherSummary\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x0f\n\x07replies\x18\x02 \x01(\r\x12\x10\n\x08\x66\x61ilures\x18\x03 \x01(\r\x12\x0f\n\x07missing\x18\x04 \x03(\t\"\xa7\x01\n\x0cServeRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.tidewire.v1.ServeOpenH\x00\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x17.tidewire.v1.ServeReplyH\x00\x12\x0f\n\x05\x64rain\x18\x03 \x01(\x08H\x00\x12,\n\x07\x61nswers\x18\x04 \x01(\x0b\x32\x19.tidewire.v1.ServeAnswersH\x00\x42\x06\n\x04kind\"\x80\x01\n\tServeOpen\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x10\n\x08subjects\x18\x03 \x03(\t\x12\r\n\x05group\x18\x04 \x01(\t\x12\x15\n\rin_flight_max\x18\x05 \x01(\r\x12\x17\n\x0ftakes_questions\x18\x06 \x01(\x08\"W\n\x0cServeAnswers\x12\x11\n\tquery_ids\x18\x01 \x03(\x04\x12\x0c\n\x04\x62\x61re\x18\x02 \x03(\x0c\x12&\n\x08payloads\x18\x03 \x03(\x0b\x32\x14.tidewire.v1.Payload\"\x84\x01\n\nServeReply\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\'\n\x07payload\x18\x02 \x01(\x0b\x32\x14.tidewire.v1.PayloadH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\x42\t\n\x07outcome\"\xf1\x01\n\rServeResponse\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.tidewire.v1.OpenedH\x00\x12(\n\x05query\x18\x02 \x01(\x0b\x32\x17.tidewire.v1.ServeQueryH\x00\x12*\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x18.tidewire.v1.ServeCancelH\x00\x12)\n\x08\x64raining\x18\x04 \x01(\x0b\x32\x15.tidewire.v1.DrainingH\x00\x12\x30\n\tquestions\x18\x05 \x01(\x0b\x32\x1b.tidewire.v1.ServeQuestionsH\x00\x42\x06\n\x04kind\"\xdf\x01\n\x0eServeQuestions\x12\x16\n\x0e\x66irst_query_id\x18\x01 \x01(\x04\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61re\x18\x03 \x03(\x0c\x12&\n\x08payloads\x18\x04 \x03(\x0b\x32\x14.tidewire.v1.Payload\x12,\n\tremaining\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0erequest_prefix\x18\x06 \x01(\t\x12\x15\n\rfirst_request\x18\x07 \x01(\x04\x12\x11\n\tprincipal\x18\x08 \x01(\t\"\xbe\x01\n\nServeQuery\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12%\n\x07payload\x18\x03 \x01(\x0b\x32\x14.tidewire.v1.Payload\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12,\n\tremaining\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tstreaming\x18\x06 \x01(\x08\x12\x11\n\tprincipal\x18\x07 \x01(\t\"\x1f\n\x0bServeCancel\x12\x10\n\x08query_id\x18\x01 \x01(\x04\x32\xe9\x02\n\x0cQueryService\x12\x38\n\x03\x41sk\x12\x17.tidewire.v1.AskRequest\x1a\x18.tidewire.v1.AskResponse\x12H\n\x07\x41skMany\x12\x1b.tidewire.v1.AskManyRequest\x1a\x1c.tidewire.v1.AskManyResponse(\x01\x30\x01\x12L\n\tAskStream\x12\x1d.tidewire.v1.AskStreamRequest\x1a\x1e.tidewire.v1.AskStreamResponse0\x01\x12\x43\n\x06Gather\x12\x1a.tidewire.v1.GatherRequest\x1a\x1b.tidewire.v1.GatherResponse0\x01\x12\x42\n\x05Serve\x12\x19.tidewire.v1.ServeRequest\x1a\x1a.tidewire.v1.ServeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,32 +38,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASKREQUEST']._serialized_end=211
   _globals['_ASKRESPONSE']._serialized_start=213
   _globals['_ASKRESPONSE']._serialized_end=304
-  _globals['_ASKSTREAMREQUEST']._serialized_start=306
-  _globals['_ASKSTREAMREQUEST']._serialized_end=400
-  _globals['_ASKSTREAMRESPONSE']._serialized_start=402
-  _globals['_ASKSTREAMRESPONSE']._serialized_end=499
-  _globals['_GATHERREQUEST']._serialized_start=502
-  _globals['_GATHERREQUEST']._serialized_end=652
-  _globals['_GATHERRESPONSE']._serialized_start=655
-  _globals['_GATHERRESPONSE']._serialized_end=816
-  _globals['_GATHERSTARTED']._serialized_start=818
-  _globals['_GATHERSTARTED']._serialized_end=873
-  _globals['_GATHERREPLY']._serialized_start=875
-  _globals['_GATHERREPLY']._serialized_end=996
-  _globals['_GATHERSUMMARY']._serialized_start=998
-  _globals['_GATHERSUMMARY']._serialized_end=1083
-  _globals['_SERVEREQUEST']._serialized_start=1085
-  _globals['_SERVEREQUEST']._serialized_end=1206
-  _globals['_SERVEOPEN']._serialized_start=1208
-  _globals['_SERVEOPEN']._serialized_end=1311
-  _globals['_SERVEREPLY']._serialized_start=1314
-  _globals['_SERVEREPLY']._serialized_end=1446
-  _globals['_SERVERESPONSE']._serialized_start=1449
-  _globals['_SERVERESPONSE']._serialized_end=1640
-  _globals['_SERVEQUERY']._serialized_start=1643
-  _globals['_SERVEQUERY']._serialized_end=1833
-  _globals['_SERVECANCEL']._serialized_start=1835
-  _globals['_SERVECANCEL']._serialized_end=1866
-  _globals['_QUERYSERVICE']._serialized_start=1869
-  _globals['_QUERYSERVICE']._serialized_end=2156
+  _globals['_ASKMANYREQUEST']._serialized_start=307
+  _globals['_ASKMANYREQUEST']._serialized_end=464
+  _globals['_ASKMANYOPEN']._serialized_start=466
+  _globals['_ASKMANYOPEN']._serialized_end=522
+  _globals['_QUESTIONS']._serialized_start=525
+  _globals['_QUESTIONS']._serialized_end=671
+  _globals['_ASKMANYCANCEL']._serialized_start=673
+  _globals['_ASKMANYCANCEL']._serialized_end=701
+  _globals['_ASKMANYRESPONSE']._serialized_start=704
+  _globals['_ASKMANYRESPONSE']._serialized_end=899
+  _globals['_ANSWERS']._serialized_start=901
+  _globals['_ANSWERS']._serialized_end=996
+  _globals['_ASKMANYFAILURE']._serialized_start=998
+  _globals['_ASKMANYFAILURE']._serialized_end=1062
+  _globals['_ASKSTREAMREQUEST']._serialized_start=1064
+  _globals['_ASKSTREAMREQUEST']._serialized_end=1158
+  _globals['_ASKSTREAMRESPONSE']._serialized_start=1160
+  _globals['_ASKSTREAMRESPONSE']._serialized_end=1257
+  _globals['_GATHERREQUEST']._serialized_start=1260
+  _globals['_GATHERREQUEST']._serialized_end=1410
+  _globals['_GATHERRESPONSE']._serialized_start=1413
+  _globals['_GATHERRESPONSE']._serialized_end=1574
+  _globals['_GATHERSTARTED']._serialized_start=1576
+  _globals['_GATHERSTARTED']._serialized_end=1631
+  _globals['_GATHERREPLY']._serialized_start=1633
+  _globals['_GATHERREPLY']._serialized_end=1754
+  _globals['_GATHERSUMMARY']._serialized_start=1756
+  _globals['_GATHERSUMMARY']._serialized_end=1841
+  _globals['_SERVEREQUEST']._serialized_start=1844
+  _globals['_SERVEREQUEST']._serialized_end=2011
+  _globals['_SERVEOPEN']._serialized_start=2014
+  _globals['_SERVEOPEN']._serialized_end=2142
+  _globals['_SERVEANSWERS']._serialized_start=2144
+  _globals['_SERVEANSWERS']._serialized_end=2231
+  _globals['_SERVEREPLY']._serialized_start=2234
+  _globals['_SERVEREPLY']._serialized_end=2366
+  _globals['_SERVERESPONSE']._serialized_start=2369
+  _globals['_SERVERESPONSE']._serialized_end=2610
+  _globals['_SERVEQUESTIONS']._serialized_start=2613
+  _globals['_SERVEQUESTIONS']._serialized_end=2836
+  _globals['_SERVEQUERY']._serialized_start=2839
+  _globals['_SERVEQUERY']._serialized_end=3029
+  _globals['_SERVECANCEL']._serialized_start=3031
+  _globals['_SERVECANCEL']._serialized_end=3062
+  _globals['_QUERYSERVICE']._serialized_start=3065
+  _globals['_QUERYSERVICE']._serialized_end=3426
 # @@protoc_insertion_point(module_scope)

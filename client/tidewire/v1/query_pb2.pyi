@@ -86,6 +86,252 @@ class AskResponse(_message.Message):
 Global___AskResponse: _TypeAlias = AskResponse  # noqa: Y015
 
 @_typing.final
+class AskManyRequest(_message.Message):
+    """A request on QueryService.AskMany."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def open(self) -> Global___AskManyOpen:
+        """First request."""
+
+    @_builtins.property
+    def questions(self) -> Global___Questions:
+        """Queries."""
+
+    @_builtins.property
+    def cancel(self) -> Global___AskManyCancel:
+        """Nobody waits for these queries any more."""
+
+    def __init__(
+        self,
+        *,
+        open: Global___AskManyOpen | None = ...,
+        questions: Global___Questions | None = ...,
+        cancel: Global___AskManyCancel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "kind", b"kind", "open", b"open", "questions", b"questions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "kind", b"kind", "open", b"open", "questions", b"questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "questions", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___AskManyRequest: _TypeAlias = AskManyRequest  # noqa: Y015
+
+@_typing.final
+class AskManyOpen(_message.Message):
+    """Opens a stream of queries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_PREFIX_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """Name of the client; at most 64 bytes."""
+    request_prefix: _builtins.str
+    """The identifier of a query is this followed by its number in decimal; at most 40 bytes. Empty: the server makes one."""
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        request_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "request_prefix", b"request_prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskManyOpen: _TypeAlias = AskManyOpen  # noqa: Y015
+
+@_typing.final
+class Questions(_message.Message):
+    """Queries on one subject that have the same time left, 1 to 1,024 of them. They may go to different responders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    FIRST_ID_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    BARE_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """Subject; no wildcards."""
+    first_id: _builtins.int
+    """Number of the first query on this stream, above all before it; those that follow are numbered on from it."""
+    @_builtins.property
+    def remaining(self) -> _duration_pb2.Duration:
+        """Time left; absent means 30 s."""
+
+    @_builtins.property
+    def bare(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The questions, when they are bytes and nothing else: not compressed, no headers, no content type."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Payload]:
+        """The questions otherwise; not both."""
+
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        first_id: _builtins.int = ...,
+        remaining: _duration_pb2.Duration | None = ...,
+        bare: _abc.Iterable[_builtins.bytes] | None = ...,
+        payloads: _abc.Iterable[_common_pb2.Payload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining", b"remaining"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bare", b"bare", "first_id", b"first_id", "payloads", b"payloads", "remaining", b"remaining", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Questions: _TypeAlias = Questions  # noqa: Y015
+
+@_typing.final
+class AskManyCancel(_message.Message):
+    """Queries nobody waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their numbers; those that are over, or never were, are passed over."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskManyCancel: _TypeAlias = AskManyCancel  # noqa: Y015
+
+@_typing.final
+class AskManyResponse(_message.Message):
+    """A response on QueryService.AskMany."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opened(self) -> _common_pb2.Opened:
+        """First response."""
+
+    @_builtins.property
+    def answers(self) -> Global___Answers:
+        """Answers."""
+
+    @_builtins.property
+    def failed(self) -> Global___AskManyFailure:
+        """Queries that failed."""
+
+    @_builtins.property
+    def draining(self) -> _common_pb2.Draining:
+        """The server is going: ask on another stream; what was asked on this one is still answered."""
+
+    def __init__(
+        self,
+        *,
+        opened: _common_pb2.Opened | None = ...,
+        answers: Global___Answers | None = ...,
+        failed: Global___AskManyFailure | None = ...,
+        draining: _common_pb2.Draining | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "draining", b"draining", "failed", b"failed", "kind", b"kind", "opened", b"opened"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "draining", b"draining", "failed", b"failed", "kind", b"kind", "opened", b"opened"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["opened", "answers", "failed", "draining"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___AskManyResponse: _TypeAlias = AskManyResponse  # noqa: Y015
+
+@_typing.final
+class Answers(_message.Message):
+    """Answers of one responder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    RESPONDER_FIELD_NUMBER: _builtins.int
+    BARE_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    responder: _builtins.str
+    """Node id the responder gave, or its client id."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the queries, in the order of the answers."""
+
+    @_builtins.property
+    def bare(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The answers, when they are bytes and nothing else."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Payload]:
+        """The answers otherwise; not both."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        responder: _builtins.str = ...,
+        bare: _abc.Iterable[_builtins.bytes] | None = ...,
+        payloads: _abc.Iterable[_common_pb2.Payload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bare", b"bare", "ids", b"ids", "payloads", b"payloads", "responder", b"responder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Answers: _TypeAlias = Answers  # noqa: Y015
+
+@_typing.final
+class AskManyFailure(_message.Message):
+    """Queries that failed alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the queries."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskManyFailure: _TypeAlias = AskManyFailure  # noqa: Y015
+
+@_typing.final
 class AskStreamRequest(_message.Message):
     """A query that is answered by a stream."""
 
@@ -342,6 +588,7 @@ class ServeRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     REPLY_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
     drain: _builtins.bool
     """Takes no more new queries; ends when those it has are answered (value ignored)."""
     @_builtins.property
@@ -352,18 +599,23 @@ class ServeRequest(_message.Message):
     def reply(self) -> Global___ServeReply:
         """An answer."""
 
+    @_builtins.property
+    def answers(self) -> Global___ServeAnswers:
+        """Answers to several queries."""
+
     def __init__(
         self,
         *,
         open: Global___ServeOpen | None = ...,
         reply: Global___ServeReply | None = ...,
         drain: _builtins.bool = ...,
+        answers: Global___ServeAnswers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "kind", b"kind", "open", b"open", "reply", b"reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "drain", b"drain", "kind", b"kind", "open", b"open", "reply", b"reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "kind", b"kind", "open", b"open", "reply", b"reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "drain", b"drain", "kind", b"kind", "open", b"open", "reply", b"reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "reply", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "reply", "drain", "answers"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -380,6 +632,7 @@ class ServeOpen(_message.Message):
     SUBJECTS_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_MAX_FIELD_NUMBER: _builtins.int
+    TAKES_QUESTIONS_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """Name of the client; at most 64 bytes."""
     node_id: _builtins.str
@@ -388,6 +641,8 @@ class ServeOpen(_message.Message):
     """Group: an Ask goes to one responder of one group, the one with the fewest queries in hand. Empty: the group named ""."""
     in_flight_max: _builtins.int
     """Queries it takes at the same time, 1 to 10,000; 0 means 100."""
+    takes_questions: _builtins.bool
+    """True: it takes `questions` too, and not only queries one by one."""
     @_builtins.property
     def subjects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Subjects served, wildcards allowed; 1 to 64."""
@@ -400,14 +655,51 @@ class ServeOpen(_message.Message):
         subjects: _abc.Iterable[_builtins.str] | None = ...,
         group: _builtins.str = ...,
         in_flight_max: _builtins.int = ...,
+        takes_questions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "group", b"group", "in_flight_max", b"in_flight_max", "node_id", b"node_id", "subjects", b"subjects"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "group", b"group", "in_flight_max", b"in_flight_max", "node_id", b"node_id", "subjects", b"subjects", "takes_questions", b"takes_questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServeOpen: _TypeAlias = ServeOpen  # noqa: Y015
+
+@_typing.final
+class ServeAnswers(_message.Message):
+    """Answers several queries, each with one reply."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_IDS_FIELD_NUMBER: _builtins.int
+    BARE_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def query_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the queries on this stream, in the order of the answers."""
+
+    @_builtins.property
+    def bare(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The answers, when they are bytes and nothing else."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Payload]:
+        """The answers otherwise; not both."""
+
+    def __init__(
+        self,
+        *,
+        query_ids: _abc.Iterable[_builtins.int] | None = ...,
+        bare: _abc.Iterable[_builtins.bytes] | None = ...,
+        payloads: _abc.Iterable[_common_pb2.Payload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bare", b"bare", "payloads", b"payloads", "query_ids", b"query_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServeAnswers: _TypeAlias = ServeAnswers  # noqa: Y015
 
 @_typing.final
 class ServeReply(_message.Message):
@@ -459,6 +751,7 @@ class ServeResponse(_message.Message):
     QUERY_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> _common_pb2.Opened:
         """First response."""
@@ -475,6 +768,10 @@ class ServeResponse(_message.Message):
     def draining(self) -> _common_pb2.Draining:
         """The server is going."""
 
+    @_builtins.property
+    def questions(self) -> Global___ServeQuestions:
+        """Queries to answer, for those that take them so."""
+
     def __init__(
         self,
         *,
@@ -482,16 +779,73 @@ class ServeResponse(_message.Message):
         query: Global___ServeQuery | None = ...,
         cancel: Global___ServeCancel | None = ...,
         draining: _common_pb2.Draining | None = ...,
+        questions: Global___ServeQuestions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "draining", b"draining", "kind", b"kind", "opened", b"opened", "query", b"query"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "draining", b"draining", "kind", b"kind", "opened", b"opened", "query", b"query", "questions", b"questions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "draining", b"draining", "kind", b"kind", "opened", b"opened", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "draining", b"draining", "kind", b"kind", "opened", b"opened", "query", b"query", "questions", b"questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["opened", "query", "cancel", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["opened", "query", "cancel", "draining", "questions"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___ServeResponse: _TypeAlias = ServeResponse  # noqa: Y015
+
+@_typing.final
+class ServeQuestions(_message.Message):
+    """Queries to answer that came together. Each is answered, failed and cancelled by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_QUERY_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    BARE_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    REQUEST_PREFIX_FIELD_NUMBER: _builtins.int
+    FIRST_REQUEST_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    first_query_id: _builtins.int
+    """Number of the first query on this stream; those that follow are numbered on from it."""
+    subject: _builtins.str
+    """Subject they were asked on."""
+    request_prefix: _builtins.str
+    """The identifier of a query is this, followed by its number in decimal: the first has `first_request`, and so on."""
+    first_request: _builtins.int
+    """Number in the identifier of the first query."""
+    principal: _builtins.str
+    """Identity of who asks, as the server authenticated it; empty when it did not."""
+    @_builtins.property
+    def bare(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The questions, when they are bytes and nothing else."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Payload]:
+        """The questions otherwise; not both."""
+
+    @_builtins.property
+    def remaining(self) -> _duration_pb2.Duration:
+        """Time left when the server sent this."""
+
+    def __init__(
+        self,
+        *,
+        first_query_id: _builtins.int = ...,
+        subject: _builtins.str = ...,
+        bare: _abc.Iterable[_builtins.bytes] | None = ...,
+        payloads: _abc.Iterable[_common_pb2.Payload] | None = ...,
+        remaining: _duration_pb2.Duration | None = ...,
+        request_prefix: _builtins.str = ...,
+        first_request: _builtins.int = ...,
+        principal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining", b"remaining"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bare", b"bare", "first_query_id", b"first_query_id", "first_request", b"first_request", "payloads", b"payloads", "principal", b"principal", "remaining", b"remaining", "request_prefix", b"request_prefix", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServeQuestions: _TypeAlias = ServeQuestions  # noqa: Y015
 
 @_typing.final
 class ServeQuery(_message.Message):

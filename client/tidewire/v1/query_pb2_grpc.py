@@ -40,6 +40,11 @@ class QueryServiceStub(object):
                 request_serializer=tidewire_dot_v1_dot_query__pb2.AskRequest.SerializeToString,
                 response_deserializer=tidewire_dot_v1_dot_query__pb2.AskResponse.FromString,
                 _registered_method=True)
+        self.AskMany = channel.stream_stream(
+                '/tidewire.v1.QueryService/AskMany',
+                request_serializer=tidewire_dot_v1_dot_query__pb2.AskManyRequest.SerializeToString,
+                response_deserializer=tidewire_dot_v1_dot_query__pb2.AskManyResponse.FromString,
+                _registered_method=True)
         self.AskStream = channel.unary_stream(
                 '/tidewire.v1.QueryService/AskStream',
                 request_serializer=tidewire_dot_v1_dot_query__pb2.AskStreamRequest.SerializeToString,
@@ -65,6 +70,16 @@ class QueryServiceServicer(object):
         """Asks one responder and returns its only reply. The call's deadline is the query's; without one, 30 s.
         Errors: NO_RESPONDERS at once when nobody serves the subject, RESPONDERS_BUSY, RESPONDER_FAILED (with the responder's status), OUTCOME_UNKNOWN when
         the responder was lost after it got the query, DEADLINE_EXPIRED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AskMany(self, request_iterator, context):
+        """Asks many queries on one stream, each as `Ask` does, for clients that ask often: what is asked at about the same time goes in one request, and
+        answers come as they are there, in any order. The first request is `open`, the first response `opened`. What fails one query is told by
+        `failed` with the errors of `Ask`; the stream goes on. Ending the requests lets the queries in hand be answered, then the stream ends.
+        Errors of the stream: PROTOCOL_ORDER, INVALID_ARGUMENT, SLOW_CONSUMER when answers are not taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +113,11 @@ def add_QueryServiceServicer_to_server(servicer, server):
                     servicer.Ask,
                     request_deserializer=tidewire_dot_v1_dot_query__pb2.AskRequest.FromString,
                     response_serializer=tidewire_dot_v1_dot_query__pb2.AskResponse.SerializeToString,
+            ),
+            'AskMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.AskMany,
+                    request_deserializer=tidewire_dot_v1_dot_query__pb2.AskManyRequest.FromString,
+                    response_serializer=tidewire_dot_v1_dot_query__pb2.AskManyResponse.SerializeToString,
             ),
             'AskStream': grpc.unary_stream_rpc_method_handler(
                     servicer.AskStream,
@@ -143,6 +163,33 @@ class QueryService(object):
             '/tidewire.v1.QueryService/Ask',
             tidewire_dot_v1_dot_query__pb2.AskRequest.SerializeToString,
             tidewire_dot_v1_dot_query__pb2.AskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tidewire.v1.QueryService/AskMany',
+            tidewire_dot_v1_dot_query__pb2.AskManyRequest.SerializeToString,
+            tidewire_dot_v1_dot_query__pb2.AskManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,12 @@ class QueryServiceStub:
     Errors: NO_RESPONDERS at once when nobody serves the subject, RESPONDERS_BUSY, RESPONDER_FAILED (with the responder's status), OUTCOME_UNKNOWN when
     the responder was lost after it got the query, DEADLINE_EXPIRED.
     """
+    AskMany: _grpc.StreamStreamMultiCallable[_query_pb2.AskManyRequest, _query_pb2.AskManyResponse]
+    """Asks many queries on one stream, each as `Ask` does, for clients that ask often: what is asked at about the same time goes in one request, and
+    answers come as they are there, in any order. The first request is `open`, the first response `opened`. What fails one query is told by
+    `failed` with the errors of `Ask`; the stream goes on. Ending the requests lets the queries in hand be answered, then the stream ends.
+    Errors of the stream: PROTOCOL_ORDER, INVALID_ARGUMENT, SLOW_CONSUMER when answers are not taken.
+    """
     AskStream: _grpc.UnaryStreamMultiCallable[_query_pb2.AskStreamRequest, _query_pb2.AskStreamResponse]
     """Asks one responder that answers with a stream of replies."""
     Gather: _grpc.UnaryStreamMultiCallable[_query_pb2.GatherRequest, _query_pb2.GatherResponse]
@@ -54,6 +60,12 @@ class QueryServiceAsyncStub(QueryServiceStub):
     """Asks one responder and returns its only reply. The call's deadline is the query's; without one, 30 s.
     Errors: NO_RESPONDERS at once when nobody serves the subject, RESPONDERS_BUSY, RESPONDER_FAILED (with the responder's status), OUTCOME_UNKNOWN when
     the responder was lost after it got the query, DEADLINE_EXPIRED.
+    """
+    AskMany: _aio.StreamStreamMultiCallable[_query_pb2.AskManyRequest, _query_pb2.AskManyResponse]  # type: ignore[assignment]
+    """Asks many queries on one stream, each as `Ask` does, for clients that ask often: what is asked at about the same time goes in one request, and
+    answers come as they are there, in any order. The first request is `open`, the first response `opened`. What fails one query is told by
+    `failed` with the errors of `Ask`; the stream goes on. Ending the requests lets the queries in hand be answered, then the stream ends.
+    Errors of the stream: PROTOCOL_ORDER, INVALID_ARGUMENT, SLOW_CONSUMER when answers are not taken.
     """
     AskStream: _aio.UnaryStreamMultiCallable[_query_pb2.AskStreamRequest, _query_pb2.AskStreamResponse]  # type: ignore[assignment]
     """Asks one responder that answers with a stream of replies."""
@@ -74,6 +86,18 @@ class QueryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Asks one responder and returns its only reply. The call's deadline is the query's; without one, 30 s.
         Errors: NO_RESPONDERS at once when nobody serves the subject, RESPONDERS_BUSY, RESPONDER_FAILED (with the responder's status), OUTCOME_UNKNOWN when
         the responder was lost after it got the query, DEADLINE_EXPIRED.
+        """
+
+    @_abc_1.abstractmethod
+    def AskMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_query_pb2.AskManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_query_pb2.AskManyResponse], _abc.AsyncIterator[_query_pb2.AskManyResponse]]:
+        """Asks many queries on one stream, each as `Ask` does, for clients that ask often: what is asked at about the same time goes in one request, and
+        answers come as they are there, in any order. The first request is `open`, the first response `opened`. What fails one query is told by
+        `failed` with the errors of `Ask`; the stream goes on. Ending the requests lets the queries in hand be answered, then the stream ends.
+        Errors of the stream: PROTOCOL_ORDER, INVALID_ARGUMENT, SLOW_CONSUMER when answers are not taken.
         """
 
     @_abc_1.abstractmethod

@@ -41,6 +41,11 @@ class StateServiceStub(object):
                 request_serializer=tidewire_dot_v1_dot_state__pb2.GetRequest.SerializeToString,
                 response_deserializer=tidewire_dot_v1_dot_state__pb2.GetResponse.FromString,
                 _registered_method=True)
+        self.GetMany = channel.unary_unary(
+                '/tidewire.v1.StateService/GetMany',
+                request_serializer=tidewire_dot_v1_dot_state__pb2.GetManyRequest.SerializeToString,
+                response_deserializer=tidewire_dot_v1_dot_state__pb2.GetManyResponse.FromString,
+                _registered_method=True)
         self.Put = channel.unary_unary(
                 '/tidewire.v1.StateService/Put',
                 request_serializer=tidewire_dot_v1_dot_state__pb2.PutRequest.SerializeToString,
@@ -95,6 +100,13 @@ class StateServiceServicer(object):
 
     def Get(self, request, context):
         """Reads one key. A key that is not there is not an error: `entry` is absent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMany(self, request, context):
+        """Reads several keys as they are at one revision. An answer that would be too large for a message ends early and says so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,6 +183,11 @@ def add_StateServiceServicer_to_server(servicer, server):
                     request_deserializer=tidewire_dot_v1_dot_state__pb2.GetRequest.FromString,
                     response_serializer=tidewire_dot_v1_dot_state__pb2.GetResponse.SerializeToString,
             ),
+            'GetMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMany,
+                    request_deserializer=tidewire_dot_v1_dot_state__pb2.GetManyRequest.FromString,
+                    response_serializer=tidewire_dot_v1_dot_state__pb2.GetManyResponse.SerializeToString,
+            ),
             'Put': grpc.unary_unary_rpc_method_handler(
                     servicer.Put,
                     request_deserializer=tidewire_dot_v1_dot_state__pb2.PutRequest.FromString,
@@ -246,6 +263,33 @@ class StateService(object):
             '/tidewire.v1.StateService/Get',
             tidewire_dot_v1_dot_state__pb2.GetRequest.SerializeToString,
             tidewire_dot_v1_dot_state__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidewire.v1.StateService/GetMany',
+            tidewire_dot_v1_dot_state__pb2.GetManyRequest.SerializeToString,
+            tidewire_dot_v1_dot_state__pb2.GetManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class StateServiceStub:
     def __new__(cls, channel: _aio.Channel) -> StateServiceAsyncStub: ...
     Get: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetRequest, _state_pb2.GetResponse]
     """Reads one key. A key that is not there is not an error: `entry` is absent."""
+    GetMany: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetManyRequest, _state_pb2.GetManyResponse]
+    """Reads several keys as they are at one revision. An answer that would be too large for a message ends early and says so."""
     Put: _grpc.UnaryUnaryMultiCallable[_state_pb2.PutRequest, _state_pb2.PutResponse]
     """Writes one key. Errors: REVISION_MISMATCH (with the actual revision), INVALID_KEY, MESSAGE_TOO_LARGE, LEASE_NOT_HELD, STORE_FULL."""
     Delete: _grpc.UnaryUnaryMultiCallable[_state_pb2.DeleteRequest, _state_pb2.DeleteResponse]
@@ -65,6 +67,8 @@ class StateServiceAsyncStub(StateServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_state_pb2.GetRequest, _state_pb2.GetResponse]  # type: ignore[assignment]
     """Reads one key. A key that is not there is not an error: `entry` is absent."""
+    GetMany: _aio.UnaryUnaryMultiCallable[_state_pb2.GetManyRequest, _state_pb2.GetManyResponse]  # type: ignore[assignment]
+    """Reads several keys as they are at one revision. An answer that would be too large for a message ends early and says so."""
     Put: _aio.UnaryUnaryMultiCallable[_state_pb2.PutRequest, _state_pb2.PutResponse]  # type: ignore[assignment]
     """Writes one key. Errors: REVISION_MISMATCH (with the actual revision), INVALID_KEY, MESSAGE_TOO_LARGE, LEASE_NOT_HELD, STORE_FULL."""
     Delete: _aio.UnaryUnaryMultiCallable[_state_pb2.DeleteRequest, _state_pb2.DeleteResponse]  # type: ignore[assignment]
@@ -96,6 +100,14 @@ class StateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.GetResponse, _abc.Awaitable[_state_pb2.GetResponse]]:
         """Reads one key. A key that is not there is not an error: `entry` is absent."""
+
+    @_abc_1.abstractmethod
+    def GetMany(
+        self,
+        request: _state_pb2.GetManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_state_pb2.GetManyResponse, _abc.Awaitable[_state_pb2.GetManyResponse]]:
+        """Reads several keys as they are at one revision. An answer that would be too large for a message ends early and says so."""
 
     @_abc_1.abstractmethod
     def Put(
