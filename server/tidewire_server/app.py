@@ -49,6 +49,7 @@ from tidewire_server.ops.metrics import (
     store_sources,
 )
 from tidewire_server.ops.reflection import add_reflection
+from tidewire_server.ops.refusals import RefusalLog
 from tidewire_server.router import Authorize, Router
 from tidewire_server.services.checkpoint import CheckpointService
 from tidewire_server.services.control import ControlService
@@ -131,6 +132,9 @@ class Server:
         info = await self._start_services(router, authorize)
         collector = await self._start_admin(metrics)
         await self.listeners.start()
+        refusals = RefusalLog(lambda: self.listeners.raw)
+        refusals.start()
+        self._cleanup.callback(refusals.close)
         info.listeners = self.listeners.bound
         collector.wires = self.listeners
 
