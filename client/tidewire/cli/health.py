@@ -61,10 +61,12 @@ def health(settings: Settings, service: str) -> int:
     try:
         status = asyncio.run(check())
     except grpc.aio.AioRpcError as error:
-        code = error.code()
+        from tidewire.cli.advice import explain
+        from tidewire.client.translate import translate
+
+        click.echo(f"tidewire: {explain(translate(error), settings)}", err=True)
         unreached = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        click.echo(f"tidewire: {settings.url}: {code.name}: {error.details()}", err=True)
-        return EXIT_NOT_CONNECTED if code in unreached else EXIT_CALL_FAILED
+        return EXIT_NOT_CONNECTED if error.code() in unreached else EXIT_CALL_FAILED
     except TidewireError as error:
         click.echo(f"tidewire: {error.message}", err=True)
         return EXIT_INVALID
