@@ -61,12 +61,15 @@ def health(settings: Settings, service: str) -> int:
     try:
         status = asyncio.run(check())
     except grpc.aio.AioRpcError as error:
+        code = error.code()
+        if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            click.echo(f"tidewire: {settings.url}: {code.name}: {error.details()}", err=True)
+            return EXIT_CALL_FAILED
         from tidewire.cli.advice import explain
         from tidewire.client.translate import translate
 
         click.echo(f"tidewire: {explain(translate(error), settings)}", err=True)
-        unreached = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        return EXIT_NOT_CONNECTED if error.code() in unreached else EXIT_CALL_FAILED
+        return EXIT_NOT_CONNECTED
     except TidewireError as error:
         click.echo(f"tidewire: {error.message}", err=True)
         return EXIT_INVALID

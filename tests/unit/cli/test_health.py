@@ -64,11 +64,13 @@ async def test_codes_are_those_of_the_probe(scheme: str) -> None:
         assert (4, "NOT_SERVING") == (code, json.loads(out)["status"])
 
 
-async def test_what_cannot_be_reached_is_two() -> None:
-    """Nobody listens there."""
-    code, _, err = await health("--url", "tcp://127.0.0.1:1", "--timeout", "3")
+@pytest.mark.parametrize("scheme", ["grpc", "tcp"])
+async def test_what_cannot_be_reached_is_two(scheme: str) -> None:
+    """Nobody listens there, and it says what to do next."""
+    code, _, err = await health("--url", f"{scheme}://127.0.0.1:1", "--timeout", "3")
 
-    assert (2, True) == (code, "tcp://127.0.0.1:1" in err)
+    assert (2, True) == (code, f"{scheme}://127.0.0.1:1" in err)
+    assert "`tidewire serve` starts one" in err
 
 
 async def test_wrong_arguments_are_one() -> None:
