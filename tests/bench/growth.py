@@ -12,9 +12,10 @@ import asyncio
 import json
 import signal
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from support.process import ServerProcess
 Figures = dict[str, Any]
 DATA: Final = b"x" * 128
 SECONDS: Final = 2.0
+SIZE_TIMEOUT_S: Final = 240.0
 POLL_S: Final = 0.01
 QUIET_S: Final = 1.0
 AHEAD_MAX: Final = 131_072
@@ -223,38 +225,52 @@ SIZES: Final[dict[str, tuple[Callable[[ServerProcess, int], Awaitable[Figures]],
 
 def grow(kind: str, sizes_max: int) -> list[Figures]:
     """Measure a kind at all its sizes, each with a fresh server; after records, open it again."""
-    import uvloop
-
-    measure, sizes = SIZES[kind]
     rows = []
-    for size in sizes:
+    for size in SIZES[kind][1]:
         if size > sizes_max:
             continue
-        with tempfile.TemporaryDirectory(prefix="tw") as name:
-            folder = Path(name)
-            with ServerProcess(folder, ("tcp",)) as server:
-                figures = uvloop.run(_bounded(measure(server, size)))
-                if kind == "records":
-                    server.end(signal.SIGKILL)
-            if kind == "records":
-                with ServerProcess(folder, ("tcp",)) as again:
-                    figures["open_after_kill_s"] = again.ready_s
+        began = time.perf_counter()
+        try:
+            figures = _one(kind, size)
+        except Exception as error:  # noqa: BLE001 (a size that fails is a row; the others go on)
+            lines = str(error).strip().splitlines() or [""]
+            figures = {"failed": f"{type(error).__name__}: {lines[-1]}"}
         rows.append({"size": size, **figures})
-        print(json.dumps({"growth": kind, **rows[-1]}), flush=True)
+        said = {"growth": kind, **rows[-1], "took_s": round(time.perf_counter() - began, 1)}
+        print(json.dumps(said), file=sys.stderr, flush=True)
     return rows
 
 
+def _one(kind: str, size: int) -> Figures:
+    import uvloop
+
+    measure = SIZES[kind][0]
+    with tempfile.TemporaryDirectory(prefix="tw") as name:
+        folder = Path(name)
+        with ServerProcess(folder, ("tcp",)) as server:
+            figures = uvloop.run(_bounded(measure(server, size)))
+            if kind == "records":
+                server.end(signal.SIGKILL)
+        if kind == "records":
+            with ServerProcess(folder, ("tcp",)) as again:
+                figures["open_after_kill_s"] = again.ready_s
+    return figures
+
+
 async def _bounded(work: Awaitable[Figures]) -> Figures:
-    return await asyncio.wait_for(work, 900)
+    return await asyncio.wait_for(work, SIZE_TIMEOUT_S)
 
 
-def table(kind: str, rows: list[Figures]) -> str:
-    """Rows as a Markdown table."""
-    columns = list(rows[0])
+def table(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table; a size that failed has its reason below it."""
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "failed"))
     lines = [f"### {kind}", "", f"| {' | '.join(columns)} |", "| ---: " * len(columns) + "|"]
-    lines += [f"| {' | '.join(_text(row[name]) for name in columns)} |" for row in rows]
-    return "\n".join([*lines, ""])
+    lines += [f"| {' | '.join(_text(row.get(name)) for name in columns)} |" for row in rows]
+    failed = [f"\nAt {row['size']:,}: {row['failed']}" for row in rows if "failed" in row]
+    return "\n".join([*lines, *failed, ""])
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"

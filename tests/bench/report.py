@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import growth
-from bench.goals import GOALS, Results
-from bench.scenarios import SCENARIOS, Scenario
+from bench.goals import GOALS, Grown, Results
+from bench.scenarios import LIMITS, SCENARIOS, Scenario
 from bench.systems import all_systems
 
 PACKAGES: Final = (
@@ -56,6 +56,7 @@ def reference(scenario: Scenario, results: Results) -> str | None:
     """The system the others of a scenario are shown against: its first peer, else its first."""
     measured = [name for name in scenario.systems if (scenario.name, name) in results]
     measured = [name for name in measured if scenario.figure in results[scenario.name, name]]
+    measured = [name for name in measured if name not in LIMITS]
     peers = [name for name in measured if not name.startswith("tidewire")]
     return (peers or measured or [None])[0]  # type: ignore[list-item]
 
@@ -86,6 +87,8 @@ def table(scenario: Scenario, results: Results) -> str:
         )
         if "p99_us" in figures and scenario.figure != "p99_us":
             about.append(f"p99 {figures['p99_us']:,.0f} us")
+        if "mib_per_s" in figures:
+            about.append(f"{figures['mib_per_s']:,.0f} MiB/s as messages of that size")
         rows.append(
             f"| {name} | {value:,.0f} | {ratio:.2f} | {figures.get('lost', '')} | {cpu} | "
             f"{', '.join(filter(None, [*about, system.note]))} |"
@@ -95,16 +98,14 @@ def table(scenario: Scenario, results: Results) -> str:
     return head + "\n".join(rows) + tail
 
 
-def goals(results: Results) -> str:
+def goals(results: Results, grown: Grown) -> str:
     """Every goal with what came out."""
     rows = ["| scenario | goal | got | met |", "| --- | --- | ---: | --- |"]
     for goal in GOALS:
-        ratio = goal.ratio(results)
-        word = "<=" if goal.at_most else ">="
-        text = f"{goal.ours} {word} {goal.bound:g}x {goal.theirs}"
-        got = "not measured" if ratio is None else f"{ratio:.2f}x"
-        met = "" if ratio is None else ("yes" if goal.met(ratio) else "**no**")
-        rows.append(f"| {goal.scenario} | {text} | {got} | {met} |")
+        got = goal.got(results, grown)
+        shown = "not measured" if got is None else goal.shown(got)
+        met = "" if got is None else ("yes" if goal.met(got) else "**no**")
+        rows.append(f"| {goal.scenario} | {goal.text} | {shown} | {met} |")
     return "\n".join(rows) + "\n"
 
 
@@ -121,11 +122,7 @@ def from_json(text: str) -> tuple[dict[str, Any], dict[tuple[str, str], dict[str
     return whole, results
 
 
-def page(
-    results: Results,
-    about: Mapping[str, Any],
-    grown: Mapping[str, list[dict[str, Any]]] | None = None,
-) -> str:
+def page(results: Results, about: Mapping[str, Any], grown: Grown) -> str:
     """The page of the documentation."""
     machine = about["host"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
@@ -135,11 +132,11 @@ def page(
         "Written by `./run bench --page`; side by side in one run, counted at the receiver.",
         f"{machine['cores']} cores of {machine['cpu']}, kernel {machine['kernel']},",
         f"Python {machine['python']}; {versions}.",
-        f"{about['seconds']:g} s for each measurement, command: `{about['command']}`.",
+        f"{about['seconds']:g} s for each measurement; {_commands(about['commands'])}.",
         "",
         "## Goals",
         "",
-        goals(results),
+        goals(results, grown),
         WALLS.read_text("utf-8"),
         "## Scenarios",
         "",
@@ -150,6 +147,11 @@ def page(
         lines += ["## Growth", "", "`./run bench --growth`; tidewire over TCP.", ""]
         lines += [growth.table(kind, rows) for kind, rows in grown.items()]
     return "\n".join(lines)
+
+
+def _commands(commands: Iterable[str]) -> str:
+    quoted = [f"`{command}`" for command in commands]
+    return f"{'command' if len(quoted) == 1 else 'commands'}: {', then '.join(quoted)}"
 
 
 def plots(results: Results, folder: Path) -> Iterable[Path]:

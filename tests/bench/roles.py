@@ -63,9 +63,9 @@ class Worker:
         # A daemon: a worker that fails must end though nobody tells it anything more.
         threading.Thread(target=read, daemon=True).start()
 
-    async def told(self) -> None:
-        """Wait for a signal."""
-        await self._lines.get()
+    async def told(self) -> str:
+        """Wait for a signal; return its word."""
+        return (await self._lines.get()).strip()
 
     @property
     def is_told(self) -> bool:
@@ -79,7 +79,11 @@ class Worker:
 
 
 async def subscriber(worker: Worker) -> dict[str, Any]:
-    """Count what handlers get, on one or more connections; the time is from first to last."""
+    """
+    Count what handlers get, on one or more connections; the time is from first to last.
+
+    The signal says how many were sent in all: it ends when it has them, or when nothing comes.
+    """
     received = 0
 
     def handle(_message: Any) -> None:
@@ -93,14 +97,20 @@ async def subscriber(worker: Worker) -> dict[str, Any]:
     worker.say(ready=True)
     first = last = 0.0
     seen, cpu_s = 0, time.process_time()
-    while not (worker.is_told and time.perf_counter() - last > IDLE_S):
+    expected = math.inf
+    while received < expected:
         await asyncio.sleep(POLL_S)
+        now = time.perf_counter()
+        if worker.is_told and expected == math.inf:
+            expected = int(await worker.told() or 0)
+            last = last or now
         if received != seen:
-            last = time.perf_counter()
-            first = first or last
-            seen = received
-        elif worker.is_told and not last:
-            last = time.perf_counter()
+            last, seen = now, received
+            first = first or now
+        elif expected < math.inf and now - last > IDLE_S:
+            break
+    if received != seen:
+        last = time.perf_counter()
     cpu_s = time.process_time() - cpu_s
     for peer in peers:
         await peer.close()

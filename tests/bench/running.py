@@ -16,7 +16,8 @@ import psutil
 from bench.systems import NotSupportedError, Served, System
 
 ROLES: Final = Path(__file__).with_name("roles.py")
-WORKER_TIMEOUT_S: Final = 150.0
+WORKER_TIMEOUT_S: Final = 90.0
+END_TIMEOUT_S: Final = 10.0
 
 Figures = dict[str, Any]
 
@@ -46,28 +47,44 @@ class WorkerProcess:
         assert self._process.stdout is not None
         text = self._process.stdout.readline()
         if not text:
-            self._process.wait()
-            self._errors.seek(0)
-            tail = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
-            raise WorkerFailedError(" | ".join(tail) or f"killed after {WORKER_TIMEOUT_S:g} s")
+            raise WorkerFailedError(self._why())
         figures: Figures = json.loads(text)
         if "unsupported" in figures:
             raise NotSupportedError(figures["unsupported"])
         return figures
 
-    def go(self) -> None:
+    def _why(self) -> str:
+        """Why it has ended: the last words it wrote, else how its process ended."""
+        code = self._process.wait()
+        if not self._guard.is_alive():
+            return f"killed after {WORKER_TIMEOUT_S:g} s"
+        self._errors.seek(0)
+        tail = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
+        return " | ".join(tail) or f"ended with exit code {code} and no word"
+
+    def go(self, word: object = "go") -> None:
         """Give it the next signal."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(f"{word}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise WorkerFailedError(self._why()) from None
 
     def close(self) -> None:
-        """End it, and wait."""
-        self._guard.cancel()
-        if self._process.poll() is None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.communicate(timeout=10)
-        self._errors.close()
+        """End it, and wait; one that does not end is killed."""
+        try:
+            if self._process.poll() is None:
+                with contextlib.suppress(BrokenPipeError):
+                    self._process.communicate(timeout=END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        finally:
+            self._guard.cancel()
+            for pipe in (self._process.stdin, self._process.stdout, self._errors):
+                assert pipe is not None
+                pipe.close()
 
 
 class Run:

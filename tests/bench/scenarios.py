@@ -1,12 +1,16 @@
 """What is measured: each scenario runs on one system and returns its figures."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from bench.running import Figures, Run, measuring
-from bench.systems import System
+from bench.running import Figures, Run, WorkerFailedError, measuring
+from bench.systems import Limit, System
 
 RAW = ("tidewire unix", "tidewire tcp", "tidewire ws", "tidewire udp")
 SECURE = ("tidewire tls", "tidewire wss", "tidewire quic", "tidewire dtls", "tidewire grpcs")
@@ -17,8 +21,15 @@ STREAMS = (
 )
 WORKERS = ("tidewire tcp 2 workers", "tidewire tls 2 workers")
 SETTLE_S: Final = 1.0
+CROWD: Final = Path(__file__).with_name("crowd.py")
+CROWD_TIMEOUT_S: Final = 400.0
+CROWD_WORKERS: Final = 6
+"""One process has 20,000 descriptors where nobody has changed that."""
 JETSTREAM = ("jetstream default", "jetstream sync always")
 REDIS = ("redis everysec", "redis always")
+LIMITS = ("iperf3", "memory copy")
+LIMITS_FROM_BYTES: Final = 16 << 10
+"""Smaller messages are limited by calls, not by bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,8 @@ def echo(system: System, parameters: Figures) -> Figures:
 
 def pubsub(system: System, parameters: Figures) -> Figures:
     """One publisher process, one subscriber process; one call and one handler call a message."""
+    if isinstance(system, Limit):
+        return system.limit(parameters)
     with measuring(system) as run:
         run.serve()
         receiver = run.worker("subscriber", **_side(parameters, "subscribers"))
@@ -57,11 +70,10 @@ def pubsub(system: System, parameters: Figures) -> Figures:
         cpu_s, _ = run.usage()
         sender.go()
         sent = sender.line()
-        receiver.go()
+        expected = sent["published"] * parameters.get("subscribers", 1)
+        receiver.go(expected)
         got = receiver.line()
         server_cpu_s, memory = run.usage()
-    subscribers = parameters.get("subscribers", 1)
-    expected = sent["published"] * subscribers
     millions = max(got["received"], 1) / 1e6
     return {
         "per_s": got["received"] / got["seconds"],
@@ -113,6 +125,22 @@ def idle(system: System, parameters: Figures) -> Figures:
         return figures
 
 
+def crowd(system: System, parameters: Figures) -> Figures:
+    """What crowd.py measures: connections without number, held by a server with workers."""
+    command = [sys.executable, str(CROWD), "--json", "--wires", "tcp"]
+    command += ["--count", str(parameters["connections"]), "--workers", str(parameters["workers"])]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=CROWD_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise WorkerFailedError(f"{system.name}: not all within {CROWD_TIMEOUT_S:g} s") from None
+    if done.returncode:
+        raise WorkerFailedError(" | ".join(done.stderr.strip().splitlines()[-3:]))
+    figures: Figures = json.loads(done.stdout)
+    return figures
+
+
 def role(system: System, parameters: Figures) -> Figures:
     """One worker that does everything."""
     with measuring(system) as run:
@@ -156,7 +184,13 @@ def _sizes(*sizes: int) -> list[Scenario]:
     peers = ("nats", "zenoh", "zenoh shared memory", "redis everysec", "pyzmq")
     systems = (*STREAMS, *WORKERS, *peers)
     return [
-        Scenario(f"publish to subscriber, {_size(size)}", "per_s", pubsub, systems, {"bytes": size})
+        Scenario(
+            f"publish to subscriber, {_size(size)}",
+            "per_s",
+            pubsub,
+            (*systems, *LIMITS) if size >= LIMITS_FROM_BYTES else systems,
+            {"bytes": size},
+        )
         for size in sizes
     ]
 
@@ -243,6 +277,13 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         idle,
         ("tidewire tcp", "tidewire tls", *WORKERS, "nats"),
         {"connections": 10_000, "first": 10},
+    ),
+    Scenario(
+        "100,000 idle connections",
+        "bytes_each",
+        crowd,
+        (f"tidewire tcp {CROWD_WORKERS} workers",),
+        {"connections": 100_000, "workers": CROWD_WORKERS},
     ),
     Scenario("codecs, 16 KiB of text", "per_s", pubsub, TEXT, {"bytes": 16 << 10, "text": True}),
     Scenario(

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import shutil
 import socket
 import statistics
 import subprocess
@@ -35,6 +34,7 @@ import tidewire.transport
 # isort: split
 import grpc.aio
 
+from bench.limits import iperf, iperf_missing
 from support.echo.v1 import echo_pb2, echo_pb2_grpc
 from support.wires import ENCRYPTED, WIRES, listen_url
 from tidewire import certs
@@ -177,19 +177,8 @@ def plain_mb_per_s(port: int, seconds: float) -> float:
 
 def iperf_mb_per_s() -> float:
     """MB/s of one stream of iperf3, at the receiver."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    server = ["iperf3", "-s", "-1", "-p", port, "--forceflush"]
-    client = ["iperf3", "-c", "127.0.0.1", "-p", port, "-t", str(IPERF_S), "-J"]
-    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while "listening" not in process.stdout.readline():
-            pass
-        done = subprocess.run(client, capture_output=True, text=True, check=True)
-        process.communicate()
-    received: float = json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]
-    return received / 8e6
+    received: float = iperf(IPERF_S)["bytes_per_s"]
+    return received / 1e6
 
 
 @contextlib.asynccontextmanager
@@ -237,7 +226,7 @@ def measures(
     found: dict[tuple[str, str], Measure] = {}
     loop = asyncio.get_running_loop()
     if "bulk" in kinds:
-        if shutil.which("iperf3"):
+        if iperf_missing() is None:
             found["bulk", "iperf3"] = lambda: loop.run_in_executor(None, iperf_mb_per_s)
         found["bulk", "socket"] = lambda: loop.run_in_executor(None, plain_mb_per_s, sink, seconds)
     for wire, channel in channels.items():

@@ -19,6 +19,10 @@ from tidewire.v1 import state_pb2, state_pb2_grpc
 
 SETTLE_S = 0.5
 """Subscriptions reach the proxy on their own time."""
+LINGER_MS = 10_000
+"""What waits in a closed socket may still go out for this long."""
+SEND_TIMEOUT_MS = 20_000
+"""A proxy that takes nothing for so long is a failure with a reason, not a wait for the guard."""
 ECHO = Path(__file__).parent.parent / "echo_server.py"
 
 
@@ -76,7 +80,7 @@ class ZmqPeer(Peer):
     async def close(self) -> None:
         """Close the sockets; the reader's thread ends with its context."""
         if self.publisher is not None:
-            self.publisher.close(linger=0)
+            self.publisher.close(linger=LINGER_MS)
         await asyncio.get_running_loop().run_in_executor(None, self.context.term)
 
     async def subscribe(self, handler: Callable[[Any], None], subject: str = SUBJECT) -> None:
@@ -114,6 +118,7 @@ class ZmqPeer(Peer):
         if self.publisher is None:
             self.publisher = self.context.socket(self.kinds.PUB)
             self.publisher.set(self.kinds.XPUB_NODROP, 1)
+            self.publisher.set(self.kinds.SNDTIMEO, SEND_TIMEOUT_MS)
             self.publisher.connect(self.front)
             await asyncio.sleep(SETTLE_S)
         return self.publisher
