@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import grpc.aio
 
+from tidewire import errors
 from tidewire.v1 import common_pb2
 from tidewire_server.engine.base import Engine
 from tidewire_server.members import Members
@@ -84,6 +85,12 @@ class Drain:
         draining = common_pb2.Draining()
         draining.grace.FromNanoseconds(int(self.grace_s * 1e9))
         return draining
+
+    def refusal(self) -> errors.Draining:
+        """Make the error for what is asked of a server that is going."""
+        return errors.Draining(
+            "the server is shutting down; connect to another, or try again", retry_after_s=1.0
+        )
 
 
 @dataclass(slots=True)

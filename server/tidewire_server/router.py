@@ -181,7 +181,7 @@ class Router(grpc.GenericRpcHandler):
                 if authorize is not None:
                     authorize(principal(context), method)
                 if streaming and drain is not None and drain.started.is_set():
-                    raise _draining()
+                    raise drain.refusal()
                 return await behaviour(request, context)
             except errors.TidewireError as error:
                 code = error.code
@@ -311,12 +311,6 @@ def _unknown_method(method: str) -> errors.MethodNotFound:
     return errors.MethodNotFound(
         f"this server has no method {method[:256]!r}; check its package and service, and the"
         " server's version"
-    )
-
-
-def _draining() -> errors.Draining:
-    return errors.Draining(
-        "the server is shutting down; connect to another, or try again", retry_after_s=1.0
     )
 
 

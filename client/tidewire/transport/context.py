@@ -11,7 +11,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from tidewire.errors import MalformedRequest
+from tidewire.errors import MalformedRequest, TidewireError
 from tidewire.transport.metadata import CODES, flat
 from tidewire.wire.bodies import DETAILS_KEY, Ending, Head, Metadata
 from tidewire.wire.call import Call
@@ -35,6 +35,8 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
     handler: Any = None
     abandoned: "Callable[[], None] | None" = None
     """Told instead of the task when the call ends without its answer; see :meth:`answer`."""
+    taker: "Callable[[Any], bool] | None" = None
+    """Offered requests in the reader's turn; see :meth:`take_by`."""
     ending: Ending | None = None
     aborted = False
     _code: grpc.StatusCode | None = None
@@ -54,11 +56,24 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
     # News of the wire -------------------------------------------------------------------------
 
     def on_message(self, body: bytes, mark: int, last: bool) -> None:
-        """Keep a message until the handler reads it."""
+        """Offer a message to whoever takes it at once, or keep it until the handler reads it."""
+        if self.taker is not None and not self._inbox and self._offer(body):
+            self.take(mark)
+            if last:
+                self._wake_reader()
+            return
         if self._inbox is None:
             self._inbox = deque()
         self._inbox.append((mark, body))
         self._wake_reader()
+
+    def _offer(self, body: bytes) -> bool:
+        assert self.taker is not None
+        try:
+            request = self.decode(body)
+        except TidewireError:
+            return False  # the reader meets it again, and can raise it
+        return self.taker(request)
 
     def on_half_closed(self) -> None:
         """Let the reader see the end."""
@@ -87,7 +102,7 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
         if self.ending is not None:
             return
         self.ending = ending
-        self.abandoned = None  # what it holds may hold the call: no work for the collector
+        self.abandoned = self.taker = None  # what they hold may hold the call: no work for gc
         if self._inbox:
             self.discard()
             self._inbox = None
@@ -164,6 +179,17 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
             finally:
                 self._writer = None
 
+    def take_by(self, taker: "Callable[[Any], bool]") -> None:
+        """
+        Let ``taker`` have requests in the turn they come in, without waking the handler.
+
+        It is called with the next request when no earlier one waits to be read, must not block or
+        raise, and returns False for what the handler is to read after all. One that the handler is
+        busy with is not waited for: the taker has to know, and return False then. The end of the
+        requests comes to the handler's reader alone.
+        """
+        self.taker = taker
+
     async def requests(self) -> Any:
         """Iterate over the requests of the caller."""
         while (request := await self.read()) is not grpc.aio.EOF:
@@ -174,6 +200,10 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
     def answer(self, response: Any) -> None:
         """Send the one response and end the call with OK; nothing happens once it has ended."""
         self.link.respond(self, response)
+
+    def answer_encoded(self, response: bytes) -> None:
+        """As :meth:`answer`, with a response that is serialized already."""
+        self.link.respond_encoded(self, response)
 
     def fail(self, error: Exception) -> None:
         """End the call with an error; nothing happens once it has ended."""

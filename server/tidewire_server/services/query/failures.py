@@ -61,3 +61,18 @@ def outcome_unknown(responder: str, request_id: str, why: str) -> errors.Outcome
         " what was asked or not",
         metadata={"responder": responder, "request_id": request_id},
     )
+
+
+def asker_too_slow(request_id: str, stall_s: float) -> errors.SlowConsumer:
+    """Make the error for an asker that lets replies wait."""
+    return errors.SlowConsumer(
+        f"the replies to {request_id!r} were not read for {stall_s:g} s",
+        metadata={"request_id": request_id},
+    )
+
+
+def deadline_passed(request_id: str, why: str) -> errors.DeadlineExceeded:
+    """Make the error for a query that was not answered in time."""
+    return errors.DeadlineExceeded(
+        f"query {request_id!r} was not answered within {why}", metadata={"request_id": request_id}
+    )

@@ -8,8 +8,9 @@ from tidewire import errors
 from tidewire.v1 import query_pb2
 from tidewire_server.services.outbox import Outbox
 from tidewire_server.services.query.failures import no_reply
-from tidewire_server.services.query.flight import ITEM_OVERHEAD_BYTES, Payload, Query, Responder
+from tidewire_server.services.query.flight import ITEM_OVERHEAD_BYTES, Payload, Query
 from tidewire_server.services.query.gather import Gathering
+from tidewire_server.services.query.responder import Responder
 
 ANSWERS_PENDING_MAX: Final = 10_000
 

@@ -6,7 +6,7 @@ Taking the least busy one, and moving one a row up or down, cost the same with o
 thousands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from tidewire import errors
@@ -56,14 +56,14 @@ class Seat:
         """Whether it takes a query now."""
         return self.serving and not self.clogged and self.in_hand < self.in_flight_max
 
-    def take(self) -> None:
-        """One more query in hand."""
-        self.in_hand += 1
+    def take(self, count: int = 1) -> None:
+        """So many more queries in hand."""
+        self.in_hand += count
         self.place()
 
-    def give_back(self) -> None:
-        """One query less in hand."""
-        self.in_hand -= 1
+    def give_back(self, count: int = 1) -> None:
+        """So many queries less in hand."""
+        self.in_hand -= count
         self.place()
 
     def place(self) -> None:
@@ -105,6 +105,11 @@ class Pool(Generic[Member]):
         """
         row = self._rows.get(self._least)
         return next(iter(row)) if row else None
+
+    def ready(self) -> Iterator[Member]:
+        """All that take a query now; those with equally many in hand the longest unused first."""
+        for row in self._rows.values():
+            yield from row
 
     def move(self, seat: Member, before: int | None, after: int | None) -> None:
         """Move a responder from one row to the end of another."""
@@ -192,6 +197,34 @@ class Directory(Generic[Member]):
         best_pool.turn = self._turns
         return best
 
+    def share(self, subject: str, count: int) -> list[tuple[Member, int]]:
+        """
+        Choose who gets how many of several queries, as if each were given to the least busy one.
+
+        Returns:
+            At least one responder and the number for each; together less than ``count`` when
+            nobody has room for the rest.
+
+        Raises:
+            NoResponders: Nobody serves the subject.
+            RespondersBusy: All that do have their hands full.
+        """
+        pools = self._index.find(subject)
+        if count == 1:
+            return [(self.choose(subject), 1)]
+        seats = list(dict.fromkeys(seat for pool in pools for seat in pool.ready()))
+        if not seats:
+            raise self._nobody(subject, pools)
+        if len(seats) == 1:
+            (seat,) = seats
+            return [(seat, min(count, seat.in_flight_max - seat.in_hand))]
+        seats.sort(key=_in_hand)
+        return [(seat, number) for seat, number in _level(seats, count) if number]
+
+    def refusal(self, subject: str) -> errors.TidewireError:
+        """Say why those that serve a subject have no room for more."""
+        return self._nobody(subject, self._index.find(subject))
+
     def everyone(self, subject: str) -> list[Member]:
         """
         All that serve the subject now, each once, the least busy first and those with full hands
@@ -213,3 +246,33 @@ class Directory(Generic[Member]):
             metadata={"subject": subject},
             retry_after_s=BUSY_RETRY_S,
         )
+
+
+def _in_hand(seat: Seat) -> int:
+    return seat.in_hand
+
+
+def _level(seats: Sequence[Member], count: int) -> list[tuple[Member, int]]:
+    """Fill up those with the fewest in hand until all have equally many, or as many as they may."""
+    low = seats[0].in_hand
+    high = seats[-1].in_hand + count
+    while low < high:
+        level = (low + high + 1) // 2
+        if sum(_below(seat, level) for seat in seats) <= count:
+            low = level
+        else:
+            high = level - 1
+    left = count - sum(_below(seat, low) for seat in seats)
+    shares: list[tuple[Member, int]] = []
+    for seat in seats:
+        number = _below(seat, low)
+        if left and number < seat.in_flight_max - seat.in_hand and seat.in_hand + number == low:
+            number += 1
+            left -= 1
+        shares.append((seat, number))
+    return shares
+
+
+def _below(seat: Seat, level: int) -> int:
+    """How many more a responder takes until it has ``level`` in hand."""
+    return max(0, min(level, seat.in_flight_max) - seat.in_hand)

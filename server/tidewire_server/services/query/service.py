@@ -16,35 +16,28 @@ from tidewire import errors
 from tidewire.transport.context import ServerCall
 from tidewire.transport.direct import served_directly_by
 from tidewire.v1 import query_pb2, query_pb2_grpc
-from tidewire.wire.subject import check_name, check_pattern, check_subject
+from tidewire.wire.subject import check_subject
 from tidewire_server.core import Context, Core, principal
-from tidewire_server.members import Life
 from tidewire_server.services.outbox import Outbox, OutboxClosed
 from tidewire_server.services.payload import bad_field, check_payload
-from tidewire_server.services.query.flight import (
-    IN_FLIGHT_DEFAULT,
-    Query,
-    Responder,
-    SingleQuery,
-    StreamQuery,
-)
+from tidewire_server.services.query.asker import Asker
+from tidewire_server.services.query.failures import deadline_passed
+from tidewire_server.services.query.flight import Query, SingleQuery, StreamQuery
 from tidewire_server.services.query.gather import Gathering, Until
 from tidewire_server.services.query.rounds import GatherRound
-from tidewire_server.services.query.routing import Directory
+from tidewire_server.services.query.runs import Part
+from tidewire_server.services.query.serving import (
+    CLIENT_ID_BYTES_MAX,
+    Serving,
+    check_text,
+    first_of,
+)
 
 DEADLINE_DEFAULT_S: Final = 30.0
-RESPONDERS_MAX: Final = 10_000
-SUBJECTS_MAX: Final = 64
-IN_FLIGHT_MAX: Final = 10_000
 REQUEST_ID_BYTES_MAX: Final = 64
-CLIENT_ID_BYTES_MAX: Final = 64
+REQUEST_PREFIX_BYTES_MAX: Final = 40
 REPLIES_PENDING_MAX: Final = 10_000
-OPEN_WAIT_S: Final = 10.0
-ASKER_STALL_S: Final = 2.0
-"""A slow asker of a stream holds its responder's other replies up for at most this long."""
-WATCH_INTERVAL_S: Final = 1.0
-GRACE_SHARE: Final = 0.9
-"""Part of the grace after which responder streams end also with queries in hand."""
+Tell = Callable[[query_pb2.AskResponse | errors.TidewireError], None]
 SUMMARY_SHARE: Final = 0.1
 SUMMARY_S_MIN: Final = 0.01
 SUMMARY_S_MAX: Final = 0.25
@@ -58,30 +51,27 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._directory: Directory[Responder] = Directory()
-        self._by_node: dict[str, dict[Responder, None]] = {}
+        self._serving = Serving(core)
+        self._directory = self._serving.directory
         self._request_prefix = f"{secrets.token_hex(4)}-"
         self._requests = 0
-        self._anonymous = 0
+        self._streams = 0
         # Asking for the running loop costs a system call on Python 3.11.
         self._loop = asyncio.get_running_loop()
-        self._tasks: list[asyncio.Task[None]] = []
-        core.members.listen(self._on_life)
 
     async def start(self) -> None:
         """Watch for the drain and for responders that do not read."""
-        self._tasks = [
-            asyncio.create_task(self._watch_drain(), name="query-drain"),
-            asyncio.create_task(self._watch_stalls(), name="query-stalls"),
-        ]
+        await self._serving.start()
 
     async def close(self) -> None:
         """End what is left."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for responder in list(self._directory.seats):
-            responder.outbox.close()
+        await self._serving.close()
+
+    async def Serve(  # type: ignore[override]  # writes to the context
+        self, request_iterator: AsyncIterator[query_pb2.ServeRequest], context: Any
+    ) -> None:
+        """Serve as a responder until the client ends it, or drains."""
+        await self._serving.serve(request_iterator, context)
 
     # Asking.
 
@@ -97,14 +87,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             if not future.done():
                 future.set_result(outcome)
 
-        query = SingleQuery(
-            request.subject,
-            request.payload,
-            request.request_id or self._new_id(),
-            principal(context),
-            tell,
-            self._route,
-        )
+        query = self._single(request, context, tell)
         timer = self._set_deadline(query, context)
         try:
             self._give(query)
@@ -129,19 +112,69 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             else:
                 call.answer(outcome)
 
-        query = SingleQuery(
-            request.subject,
-            request.payload,
-            request.request_id or self._new_id(),
-            principal(call),
-            tell,
-            self._route,
-        )
+        query = self._single(request, call, tell)
         call.abandoned = query.abandon
         timer = self._set_deadline(query, call)
         if timer is not None:
             call.add_done_callback(lambda _: timer.cancel())
         self._give(query)
+
+    def _single(self, request: query_pb2.AskRequest, context: Any, tell: Tell) -> SingleQuery:
+        return SingleQuery(
+            request.subject,
+            request.payload,
+            request.request_id or self._new_id(),
+            principal(context),
+            tell,
+            self._route,
+        )
+
+    async def AskMany(  # type: ignore[override]  # writes to the context
+        self, request_iterator: AsyncIterator[query_pb2.AskManyRequest], context: Any
+    ) -> None:
+        """Ask many queries on one stream."""
+        prefix = self._open(await first_of(request_iterator, "AskMany"))
+        asker = Asker(self._core, self._dispatch, prefix, principal(context))
+        asker.backlog.put(query_pb2.AskManyResponse(opened=self._core.opened()))
+        asker.write_at_once = getattr(context, "write_nowait", None)
+        if hasattr(context, "take_by"):
+            context.take_by(asker.take_at_once)
+        self._serving.askers[asker] = None
+        reader = asyncio.create_task(asker.read(request_iterator), name="query-asker")
+        try:
+            await _write_all(asker.backlog, context)
+        finally:
+            reader.cancel()
+            del self._serving.askers[asker]
+            asker.abandon()
+
+    def _open(self, request: query_pb2.AskManyRequest) -> str:
+        """Judge the first request of AskMany; returns what identifiers begin with."""
+        if request.WhichOneof("kind") != "open":
+            raise errors.ProtocolOrder("the first request on AskMany must be `open`")
+        opening = request.open
+        check_text(opening.client_id, "open.client_id", CLIENT_ID_BYTES_MAX)
+        check_text(opening.request_prefix, "open.request_prefix", REQUEST_PREFIX_BYTES_MAX)
+        self._streams += 1
+        return opening.request_prefix or f"{self._request_prefix}{self._streams:x}-"
+
+    def _dispatch(self, part: Part) -> None:
+        """Give questions to responders; those nobody takes fail."""
+        try:
+            shares = self._directory.share(part.subject, part.count)
+        except errors.TidewireError as error:
+            part.asker.fail(range(part.first_id, part.first_id + part.count), error)
+            return
+        given = 0
+        for responder, count in shares:
+            step = count if responder.takes_questions else 1
+            for start in range(given, given + count, step):
+                whole = step == part.count
+                responder.give_part(part if whole else part.cut(start, start + step))
+            given += count
+        if given < part.count:
+            surplus = range(part.first_id + given, part.first_id + part.count)
+            part.asker.fail(surplus, self._directory.refusal(part.subject))
 
     async def AskStream(  # type: ignore[override]  # writes to the context
         self, request: query_pb2.AskStreamRequest, context: Any
@@ -238,199 +271,6 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         except errors.TidewireError as error:
             query.on_error(error)
 
-    # Answering.
-
-    async def Serve(  # type: ignore[override]  # writes to the context
-        self, request_iterator: AsyncIterator[query_pb2.ServeRequest], context: Any
-    ) -> None:
-        """Serve as a responder until the client ends it, or drains."""
-        responder = self._open(await _first(request_iterator))
-        opened = query_pb2.ServeResponse(opened=self._core.opened())
-        responder.outbox.put(opened)
-        write_nowait: Callable[[Any], bool] | None = getattr(context, "write_nowait", None)
-        if write_nowait is not None:
-            clock = self._core.clock
-            responder.write_at_once = lambda query: write_nowait(query.to_response(clock()))
-        self._enter(responder)
-        reader = asyncio.create_task(self._read(responder, request_iterator), name="query-serve")
-        try:
-            await self._write(responder, context)
-        except TimeoutError:
-            raise errors.SlowConsumer(
-                f"responder {responder.name!r} took nothing for"
-                f" {self._core.limits.subscriber_stall_s:g} s;"
-                " what was not written to it goes to others",
-                metadata={"responder": responder.name},
-            ) from None
-        finally:
-            reader.cancel()
-            self._leave(responder)
-
-    def _open(self, request: query_pb2.ServeRequest) -> Responder:
-        if request.WhichOneof("kind") != "open":
-            raise errors.ProtocolOrder("the first request on Serve must be `open`")
-        opening = request.open
-        for field, text in (("client_id", opening.client_id), ("group", opening.group)):
-            if len(text.encode()) > CLIENT_ID_BYTES_MAX:
-                raise bad_field(f"open.{field}", f"is over {CLIENT_ID_BYTES_MAX} bytes")
-        if opening.node_id:
-            check_name(opening.node_id, "node_id")
-        if not 1 <= len(opening.subjects) <= SUBJECTS_MAX:
-            raise bad_field(
-                "open.subjects",
-                f"has {len(opening.subjects)} entries; 1 to {SUBJECTS_MAX} are taken",
-            )
-        for subject in opening.subjects:
-            check_pattern(subject)
-        if opening.in_flight_max > IN_FLIGHT_MAX:
-            raise bad_field("open.in_flight_max", f"is over {IN_FLIGHT_MAX}")
-        if len(self._directory) >= RESPONDERS_MAX:
-            raise errors.Overloaded(
-                f"{RESPONDERS_MAX} responders are served already, which is the limit",
-                metadata={"responders_max": RESPONDERS_MAX},
-            )
-        return Responder(
-            opening.node_id or opening.client_id or self._new_name(),
-            opening.subjects,
-            node_id=opening.node_id,
-            group=opening.group,
-            in_flight_max=opening.in_flight_max or IN_FLIGHT_DEFAULT,
-        )
-
-    def _new_name(self) -> str:
-        """Name a responder that gave none: in a gather they must be told apart."""
-        self._anonymous += 1
-        return f"anonymous-{self._anonymous}"
-
-    def _enter(self, responder: Responder) -> None:
-        if responder.node_id:
-            self._by_node.setdefault(responder.node_id, {})[responder] = None
-            responder.set_alive(not self._core.members.is_gone(responder.node_id))
-        self._directory.add(responder)
-
-    def _leave(self, responder: Responder) -> None:
-        self._directory.remove(responder)
-        streams = self._by_node.get(responder.node_id, {})
-        streams.pop(responder, None)
-        if not streams:
-            self._by_node.pop(responder.node_id, None)
-        self._core.counters.add("query_late_replies_total", responder.late_replies)
-        responder.lose("was lost")
-
-    async def _write(self, responder: Responder, context: Context) -> None:
-        outbox, clock = responder.outbox, self._core.clock
-        try:
-            async with asyncio.timeout(None) as responder.cut:
-                while True:
-                    item = outbox.take_nowait() or await outbox.take()
-                    response = responder.next_response(item, clock())
-                    if response is None:
-                        continue
-                    responder.writing_since_s = clock()
-                    await context.write(response)
-                    responder.writing_since_s = None
-        except OutboxClosed:
-            return
-
-    async def _read(
-        self, responder: Responder, requests: AsyncIterator[query_pb2.ServeRequest]
-    ) -> None:
-        try:
-            async for request in requests:
-                kind = request.WhichOneof("kind")
-                if kind == "reply":
-                    full = self._take_reply(responder, request.reply)
-                    if full is not None:
-                        await _wait_for_asker(full)
-                elif kind == "drain":
-                    responder.drain()
-                else:
-                    raise errors.ProtocolOrder(
-                        f"after `open` come `reply` and `drain`, not {kind or 'nothing'!r}"
-                    )
-        except Exception as error:  # noqa: BLE001 (the stream ends with it, and the router judges it)
-            responder.outbox.fail(error)
-            return
-        responder.outbox.close()
-
-    def _take_reply(self, responder: Responder, reply: query_pb2.ServeReply) -> Query | None:
-        """Hand a reply on; returns its query when there is no room for another reply to it."""
-        query = responder.queries.get(reply.query_id)
-        if reply.HasField("payload"):
-            try:
-                check_payload(reply.payload, "reply.payload", self._core)
-            except errors.TidewireError as error:
-                reply = query_pb2.ServeReply(
-                    query_id=reply.query_id, error=error.to_status(), end=True
-                )
-        responder.take_reply(reply)
-        if query is None or query.backlog is None or not query.backlog.full:
-            return None
-        return query
-
-    # Who is there.
-
-    def _on_life(self, node_id: str, life: Life, _token: int) -> None:
-        """
-        Follow a member's life. Its streams end when it is declared dead.
-
-        Not every wire notices that a process was killed: its stream would be served queries again
-        as soon as another process joins as the same node. Who only seemed dead opens a new one.
-        """
-        for responder in list(self._by_node.get(node_id, ())):
-            responder.set_alive(life in (Life.ALIVE, Life.SUSPECT))
-            if life is Life.DEAD:
-                responder.lose("was declared dead", cancel=True)
-                responder.drain()
-
-    async def _watch_drain(self) -> None:
-        drain = self._core.drain
-        await drain.started.wait()
-        announcement = query_pb2.ServeResponse(draining=drain.message())
-        for responder in list(self._directory.seats):
-            responder.drain(announcement)
-        await asyncio.sleep(drain.grace_s * GRACE_SHARE)
-        for responder in list(self._directory.seats):
-            responder.outbox.close()
-
-    async def _watch_stalls(self) -> None:
-        """End the streams of responders that take nothing."""
-        stall_s = self._core.limits.subscriber_stall_s
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(WATCH_INTERVAL_S)
-            now_s = self._core.clock()
-            for responder in self._directory.seats:
-                since_s = responder.writing_since_s
-                if since_s is not None and now_s - since_s >= stall_s and responder.cut is not None:
-                    responder.cut.reschedule(loop.time())
-
-
-async def _first(
-    requests: AsyncIterator[query_pb2.ServeRequest],
-) -> query_pb2.ServeRequest:
-    try:
-        async with asyncio.timeout(OPEN_WAIT_S):
-            return await anext(requests)
-    except StopAsyncIteration:
-        raise errors.ProtocolOrder("Serve ended before its first request, `open`") from None
-    except TimeoutError:
-        raise errors.PeerTooSlow(f"`open` did not come within {OPEN_WAIT_S:g} s") from None
-
-
-async def _wait_for_asker(query: Query) -> None:
-    """Wait until there is room for more replies; a query whose asker takes none is ended."""
-    backlog = query.backlog
-    if backlog is None or await backlog.wait_room(ASKER_STALL_S):
-        return
-    query.abandon()
-    backlog.fail(
-        errors.SlowConsumer(
-            f"the replies to {query.request_id!r} were not read for {ASKER_STALL_S:g} s",
-            metadata={"request_id": query.request_id},
-        )
-    )
-
 
 async def _write_all(outbox: Outbox[Any], context: Context) -> None:
     """Write until the outbox is closed."""
@@ -440,13 +280,8 @@ async def _write_all(outbox: Outbox[Any], context: Context) -> None:
 
 
 def _expire(query: Query) -> None:
-    query.on_error(
-        errors.DeadlineExceeded(
-            f"query {query.request_id!r} was not answered within {DEADLINE_DEFAULT_S:g} s; set a"
-            " deadline to wait longer",
-            metadata={"request_id": query.request_id},
-        )
-    )
+    limit = f"{DEADLINE_DEFAULT_S:g} s; set a deadline to wait longer"
+    query.on_error(deadline_passed(query.request_id, limit))
     query.abandon()
 
 

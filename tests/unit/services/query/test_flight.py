@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from tidewire import errors
 from tidewire.v1 import common_pb2, query_pb2
 from tidewire_server.services.outbox import OutboxClosed
-from tidewire_server.services.query import flight
-from tidewire_server.services.query.flight import Query, Responder, SingleQuery
+from tidewire_server.services.query import responder as responders
+from tidewire_server.services.query.flight import Query, SingleQuery
+from tidewire_server.services.query.responder import Responder
 from tidewire_server.services.query.routing import Directory
+from tidewire_server.services.query.runs import Part
 
 
 class Scene:
@@ -54,11 +56,11 @@ class Scene:
             return
         if item is None:
             return
-        response = responder.next_response(item, 0.0)
-        if response is not None and response.HasField("query"):
-            self.written[responder].append(response.query.query_id)
+        for response in responder.next_responses(item, 0.0):
+            if response.HasField("query"):
+                self.written[responder].append(response.query.query_id)
 
-    def write_at_once(self, responder: Responder, query: Query) -> bool:
+    def write_at_once(self, responder: Responder, query: Query | Part) -> bool:
         assert not len(responder.outbox)
         self.tries += 1
         if self.tries % 3 == 0:
@@ -174,7 +176,7 @@ async def test_a_dropped_query_is_never_written(scene: Scene) -> None:
     item = responder.outbox.take_nowait()
 
     assert isinstance(item, Query)
-    assert responder.next_response(item, 0.0) is None
+    assert not responder.next_responses(item, 0.0)
     assert 0 == responder.in_hand
 
 
@@ -182,7 +184,7 @@ async def test_a_responder_that_does_not_read_counts_as_busy(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From so many unwritten bytes on; reading makes it ready again."""
-    monkeypatch.setattr(flight, "UNWRITTEN_BYTES_MAX", 400)
+    monkeypatch.setattr(responders, "UNWRITTEN_BYTES_MAX", 400)
     responder = Responder("n", ["b"], in_flight_max=10)
     scene.directory.add(responder)
     outcomes: list[Any] = []

@@ -1,0 +1,393 @@
+"""The stream of somebody who asks often: its questions in hand, and what waits to be written."""
+
+import asyncio
+from bisect import bisect_right, insort
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Final
+
+from google.protobuf import duration_pb2
+
+from tidewire import errors
+from tidewire.v1 import query_pb2
+from tidewire.wire.deadlines import FOREVER, Deadlines
+from tidewire.wire.subject import check_subject
+from tidewire_server.core import Core
+from tidewire_server.services.outbox import Outbox
+from tidewire_server.services.payload import bad_field, check_payload
+from tidewire_server.services.query.failures import (
+    asker_too_slow,
+    deadline_passed,
+    no_reply,
+    outcome_unknown,
+)
+from tidewire_server.services.query.flight import ITEM_OVERHEAD_BYTES
+from tidewire_server.services.query.runs import Part
+
+QUESTIONS_MAX: Final = 1_024
+"""In one run."""
+OUTSTANDING_MAX: Final = 65_536
+"""Questions of one stream that are not answered."""
+RUN_BYTES_MAX: Final = 1024 * 1024
+"""Questions of more bytes are handed on in several messages: no receiver's limit is met."""
+ANSWER_BYTES_MAX: Final = 1024 * 1024
+"""Answers of more bytes are handed on one by one."""
+RESPONSES_PENDING_MAX: Final = 10_000
+REMAINING_DEFAULT_S: Final = 30.0
+TIMER_S_MIN: Final = 0.001
+NUMBER_MAX: Final = 2**63 - 1
+SPARE_FIRSTS: Final = 64
+RETRY_S: Final = 0.1
+
+Dispatch = Callable[[Part], None]
+
+
+class Asker:
+    """
+    One stream of QueryService.AskMany.
+
+    Attributes:
+        backlog: What waits to be written.
+        request_prefix: The identifier of a question is this and its number.
+        outstanding: Questions that are neither answered nor failed nor cancelled.
+        write_at_once: Writes a response past the backlog when nothing is in the way, and says
+            whether it did; ``None`` on wires that cannot.
+    """
+
+    def __init__(self, core: Core, dispatch: Dispatch, request_prefix: str, principal: str) -> None:
+        self.request_prefix = request_prefix
+        self.principal = principal
+        self.backlog: Outbox[query_pb2.AskManyResponse] = Outbox(
+            RESPONSES_PENDING_MAX, core.limits.subscriber_pending_bytes_max
+        )
+        self.outstanding = 0
+        self.write_at_once: Callable[[query_pb2.AskManyResponse], bool] | None = None
+        self._core = core
+        self._dispatch = dispatch
+        self._loop = asyncio.get_running_loop()
+        self._run_bytes_max = min(RUN_BYTES_MAX, core.limits.payload_bytes_max)
+        self._last_id = 0
+        self._half_closed = False
+        self._parts: dict[int, Part] = {}
+        """In hand, by the number of the first question."""
+        self._firsts: list[int] = []
+        """The keys of ``_parts``, sorted, and some that were."""
+        self._deadlines: Deadlines[Part] = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = FOREVER
+
+    def request_id(self, number: int) -> str:
+        """Identifier of a question."""
+        return f"{self.request_prefix}{number}"
+
+    # What the asker says.
+
+    def take(self, request: query_pb2.AskManyRequest) -> None:
+        """
+        Take a request after the first.
+
+        Raises:
+            ProtocolOrder: It is none of those that may come now.
+            InvalidArgument: Its numbers cannot be; what is wrong with one question fails that one.
+        """
+        kind = request.WhichOneof("kind")
+        if kind == "questions":
+            self._take_questions(request.questions)
+        elif kind == "cancel":
+            self._cancel(request.cancel.ids)
+        else:
+            raise errors.ProtocolOrder(
+                f"after `open` come `questions` and `cancel`, not {kind or 'nothing'!r}"
+            )
+
+    def take_at_once(self, request: query_pb2.AskManyRequest) -> bool:
+        """Take a request in the turn it comes in."""
+        if not self.backlog.closed:
+            try:
+                self.take(request)
+            except Exception as error:  # noqa: BLE001 (ends the stream; the router judges it)
+                self.backlog.fail(error)
+        return True
+
+    async def read(self, requests: AsyncIterator[query_pb2.AskManyRequest]) -> None:
+        """Read what was not taken at once, and the end."""
+        try:
+            async for request in requests:
+                self.take_at_once(request)
+        except Exception as error:  # noqa: BLE001 (ends the stream; the router judges it)
+            self.backlog.fail(error)
+        self.half_close()
+
+    def half_close(self) -> None:
+        """No more questions come; the stream ends when those in hand are over."""
+        self._half_closed = True
+        self._close_when_done()
+
+    def _take_questions(self, questions: query_pb2.Questions) -> None:
+        bare: Sequence[Any] = questions.bare[:]
+        bodies: Sequence[Any] = bare or questions.payloads[:]
+        first, count = questions.first_id, len(bodies)
+        self._check_numbers(first, count, both=bool(bare and len(questions.payloads)))
+        self._last_id = first + count - 1
+        self.outstanding += count
+        self._core.counters.add("query_asks_total", count)
+        if self._core.drain.started.is_set():
+            self.fail(range(first, first + count), self._core.drain.refusal())
+            return
+        remaining_s = _seconds(questions.remaining) if questions.HasField("remaining") else None
+        if remaining_s is None:
+            remaining_s = REMAINING_DEFAULT_S
+        try:
+            check_subject(questions.subject)
+        except errors.TidewireError as error:
+            self.fail(range(first, first + count), error)
+            return
+        if remaining_s <= 0:
+            self._fail_late(range(first, first + count))
+            return
+        part = Part(
+            self,
+            questions.subject,
+            first,
+            bodies,
+            bare=bool(bare),
+            deadline_s=self._core.clock() + remaining_s,
+        )
+        surplus = self.outstanding - OUTSTANDING_MAX
+        if surplus > 0:
+            part = self._refuse_surplus(part, min(surplus, count))
+        small = (
+            part.bare
+            and (len(bodies[0]) if count == 1 else questions.ByteSize()) <= self._run_bytes_max
+        )
+        if small:
+            if part.count:
+                self._dispatch(part)
+            return
+        for piece in self._sound(part):
+            self._dispatch(piece)
+
+    def _check_numbers(self, first: int, count: int, *, both: bool) -> None:
+        if both:
+            raise bad_field("questions.bare", "comes with `payloads`; only one of them may be set")
+        if not 1 <= count <= QUESTIONS_MAX:
+            raise bad_field(
+                "questions.bare", f"or `payloads` has {count} entries; 1 to {QUESTIONS_MAX} may be"
+            )
+        if not self._last_id < first <= NUMBER_MAX - count:
+            raise bad_field(
+                "questions.first_id", f"is {first} after {self._last_id}; numbers must increase"
+            )
+
+    def _refuse_surplus(self, part: Part, surplus: int) -> Part:
+        kept = part.count - surplus
+        refused = range(part.first_id + kept, part.first_id + part.count)
+        self.fail(
+            refused,
+            errors.Overloaded(
+                f"{OUTSTANDING_MAX} questions of the stream are not answered yet, which is the"
+                " limit",
+                metadata={"outstanding_max": OUTSTANDING_MAX},
+                retry_after_s=RETRY_S,
+            ),
+        )
+        return part.cut(0, kept)
+
+    def _sound(self, part: Part) -> list[Part]:
+        """Fail what breaks the limits, and cut the rest in pieces of so many bytes."""
+        pieces: list[Part] = []
+        start = size = 0
+        for index, body in enumerate(part.bodies):
+            try:
+                body_bytes = self._measure(body)
+            except errors.TidewireError as error:
+                if start < index:
+                    pieces.append(part.cut(start, index))
+                start, size = index + 1, 0
+                self.fail((part.first_id + index,), error)
+                continue
+            if start < index and size + body_bytes > self._run_bytes_max:
+                pieces.append(part.cut(start, index))
+                start, size = index, 0
+            size += body_bytes
+        if start < part.count:
+            pieces.append(part.cut(start, part.count))
+        return pieces
+
+    def _measure(self, body: Any) -> int:
+        if not isinstance(body, bytes):
+            check_payload(body, "questions.payloads", self._core)
+            return int(body.ByteSize())
+        check_size(len(body), "questions.bare", self._core)
+        return len(body)
+
+    def _cancel(self, ids: Iterable[int]) -> None:
+        wanted: dict[Part, list[int]] = {}
+        for number in ids:
+            part = self._part_of(number)
+            if part is not None:
+                wanted.setdefault(part, []).append(number - part.offset)
+        for part, numbers in wanted.items():
+            self._drop(part, numbers)
+        self._close_when_done()
+
+    def _part_of(self, number: int) -> Part | None:
+        place = bisect_right(self._firsts, number)
+        part = self._parts.get(self._firsts[place - 1]) if place else None
+        return part if part is not None and number < part.first_id + part.count else None
+
+    def _drop(self, part: Part, numbers: Iterable[int]) -> list[int]:
+        responder = part.responder
+        if responder is None:
+            return []
+        offset = part.offset
+        dropped = responder.drop_questions(part, numbers)
+        self.outstanding -= len(dropped)
+        return [number + offset for number in dropped]
+
+    # What responders and the directory say.
+
+    def hold(self, part: Part) -> None:
+        """A responder has this part, or is about to get it."""
+        first = part.first_id
+        self._parts[first] = part
+        firsts = self._firsts
+        if not firsts or firsts[-1] < first:
+            firsts.append(first)
+        else:
+            insort(firsts, first)
+        if len(firsts) > 2 * len(self._parts) + SPARE_FIRSTS:
+            self._firsts = sorted(self._parts)
+        self._deadlines.add(part.deadline_s, part)
+        if part.deadline_s < self._timer_s:
+            self._arm(part.deadline_s)
+
+    def release(self, part: Part) -> None:
+        """Nothing is left of a part."""
+        part.responder = None
+        part.over = True
+        if self._parts.get(part.first_id) is part:
+            del self._parts[part.first_id]
+
+    def answer(
+        self, responder: str, ids: Sequence[int], bodies: Sequence[Any], *, bare: bool
+    ) -> None:
+        """Pass answers on, as they came; each that breaks the limits fails its question."""
+        self.outstanding -= len(ids)
+        response = query_pb2.AskManyResponse()
+        answers = response.answers
+        answers.ids.extend(ids)
+        answers.responder = responder
+        (answers.bare if bare else answers.payloads).extend(bodies)
+        self._send(response)
+        self._close_when_done()
+
+    def fail(self, ids: Sequence[int], error: errors.TidewireError) -> None:
+        """Tell that questions failed alike."""
+        self.outstanding -= len(ids)
+        self._core.counters.add("query_failures_total", len(ids))
+        response = query_pb2.AskManyResponse()
+        response.failed.ids.extend(ids)
+        response.failed.error.CopyFrom(error.to_status())
+        self._send(response)
+        self._close_when_done()
+
+    def no_reply(self, responder: str, number: int) -> errors.TidewireError:
+        """Make the error for a question that was ended without an answer."""
+        return no_reply(responder, self.request_id(number))
+
+    def lost(self, responder: str, part: Part, numbers: Sequence[int], why: str) -> None:
+        """The responder of these questions went: what it never got goes to the next one."""
+        if not part.written:
+            for piece in part.pieces(numbers):
+                self._dispatch(piece)
+            return
+        for number in numbers:
+            asked = number + part.offset
+            self.fail((asked,), outcome_unknown(responder, self.request_id(asked), why))
+
+    # Time and the end.
+
+    def drain(self) -> None:
+        """Say that the server is going; what is asked from now on is refused."""
+        draining = query_pb2.AskManyResponse(draining=self._core.drain.message())
+        self.backlog.put_first(draining)
+
+    def end(self) -> None:
+        """The server goes: what is in hand has an unknown outcome, then the stream ends."""
+        for part in list(self._parts.values()):
+            responder = part.responder.name if part.responder is not None else ""
+            for number in self._drop(part, part.numbers):
+                self.outstanding += 1  # `fail` counts it down
+                why = "did not answer before the server went,"
+                self.fail((number,), outcome_unknown(responder, self.request_id(number), why))
+        self.backlog.close()
+
+    def abandon(self) -> None:
+        """Nobody waits for anything any more; may be repeated."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for part in list(self._parts.values()):
+            self._drop(part, part.numbers)
+
+    def cut_off(self, stall_s: float) -> None:
+        """End it: it took no answers for so long."""
+        self.backlog.fail(asker_too_slow(f"{self.request_prefix}...", stall_s))
+
+    def _arm(self, due_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_s = due_s
+        if due_s < FOREVER:
+            wait_s = max(TIMER_S_MIN, due_s - self._core.clock())
+            self._timer = self._loop.call_later(wait_s, self._expire)
+
+    def _expire(self) -> None:
+        for part in self._deadlines.expired(self._core.clock()):
+            late = self._drop(part, part.numbers)
+            if late:
+                self.outstanding += len(late)
+                self._fail_late(late)
+        self._timer = None
+        self._arm(self._deadlines.next_s())
+
+    def _fail_late(self, ids: Sequence[int]) -> None:
+        first = self.request_id(ids[0])
+        name = first if len(ids) == 1 else f"{first} and {len(ids) - 1} more"
+        self.fail(ids, deadline_passed(name, "the time it had"))
+
+    def _close_when_done(self) -> None:
+        if self._half_closed and not self.outstanding:
+            self.backlog.close()
+
+    def _send(self, response: query_pb2.AskManyResponse) -> None:
+        if self.write_at_once is not None and self.backlog.idle and self._write_now(response):
+            return
+        self.backlog.put(response, response.ByteSize() + ITEM_OVERHEAD_BYTES)
+
+    def _write_now(self, response: query_pb2.AskManyResponse) -> bool:
+        assert self.write_at_once is not None
+        try:
+            return self.write_at_once(response)
+        except errors.TidewireError:
+            return False  # the stream's writer meets it too
+
+
+def check_size(size: int, field: str, core: Core) -> None:
+    """
+    Refuse bare bytes over the limit of a payload.
+
+    Raises:
+        MessageTooLarge: They are.
+    """
+    limit = core.limits.payload_bytes_max
+    if size > limit:
+        raise errors.MessageTooLarge(
+            f"{field} has an entry of {size} bytes; at most {limit} are taken",
+            metadata={"size": size, "limit": limit},
+        )
+
+
+def _seconds(remaining: duration_pb2.Duration) -> float:
+    return remaining.seconds + remaining.nanos / 1e9
