@@ -230,6 +230,7 @@ def engine_options(config: Config) -> EngineOptions:
         group_bytes_max=engine.group_bytes_max,
         history_changes_max=engine.history_changes_max,
         ballast_bytes=engine.ballast_bytes,
+        state_cache_bytes=engine.state_cache_bytes,
     )
 
 

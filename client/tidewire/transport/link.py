@@ -256,6 +256,18 @@ class ServerLink(ServerConnection):
         call.reply(response if serialize is None else serialize(response))
         call.conclude(ENDING_OK)
 
+    def respond_encoded(self, call: ServerCall, response: bytes) -> None:
+        """End a call with the one response of its handler, which is serialized already."""
+        if call.over:
+            return
+        if call.aborted or call.has_result:
+            if not call.aborted:
+                call.send_message(response)
+            self._finish(call)
+            return
+        call.reply(response)
+        call.conclude(ENDING_OK)
+
     async def _stream(self, call: ServerCall, request: Any) -> None:
         handler = call.handler
         streaming = handler.request_streaming

@@ -196,6 +196,29 @@ class Engine(Protocol):
         """Store revision that readers see, from memory."""
         ...
 
+    def find_state(self, key: str) -> bytes | None:
+        """
+        Encoded ``GetResponse`` with the entry of a key as it is now, from memory; ``None`` when it
+        must be read by `get_state`. Never blocks.
+        """
+        ...
+
+    def find_states(self, keys: Sequence[str], bytes_max: int) -> bytes | None:
+        """
+        Encoded ``GetManyResponse`` with the entries of keys as they are now, from memory; ``None``
+        when they must be read by `get_states`. Never blocks.
+        """
+        ...
+
+    async def get_states(
+        self, keys: Sequence[str], revision: int = 0, *, bytes_max: int
+    ) -> state_pb2.GetManyResponse:
+        """
+        The entries of keys now, or at a revision, all of one revision, from the first key on as far
+        as they fit into ``bytes_max``, one at least; `errors.RevisionCompacted`.
+        """
+        ...
+
     async def get_state(self, key: str, revision: int = 0) -> state_pb2.GetResponse:
         """The entry of a key now, or at a revision; `errors.RevisionCompacted`."""
         ...

@@ -286,6 +286,9 @@ class Engine(Section, frozen=True):
     history_changes_max: Annotated[
         int, count("State changes kept for history and watches to resume")
     ] = 100_000
+    state_cache_bytes: Annotated[
+        int, count("current State entries kept in memory, for reading without the disk", least=0)
+    ] = 16 * MIB
     ballast_bytes: Annotated[
         int, count("space kept in reserve, so that a full disk can be cleaned up", least=0)
     ] = 32 * MIB

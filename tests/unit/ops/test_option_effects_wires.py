@@ -137,7 +137,7 @@ async def test_bounds_reach_what_they_bind(tmp_path: Path) -> None:
     """Those whose effect is shown lower down arrive there."""
     options: dict[str, dict[str, Any]] = {
         "wire": {"unread_bytes_max": 1_234_567, "unsent_bytes_max": 234_567},
-        "engine": {"history_changes_max": 345},
+        "engine": {"history_changes_max": 345, "state_cache_bytes": 6_789},
     }
     async with running(tmp_path, ("tcp",), None, **options) as it:
         server: Any = it.server.listeners.raw["tcp"]
@@ -146,6 +146,7 @@ async def test_bounds_reach_what_they_bind(tmp_path: Path) -> None:
 
         assert (1_234_567, 234_567) == (limits.unread_bytes_max, limits.unsent_bytes_max)
         assert 345 == engine.options.history_changes_max
+        assert 6_789 == engine.state_cache.bytes_max
 
 
 async def _is_let_in(it: Running, wire: str, tls: TlsConfig) -> bool:

@@ -17,6 +17,7 @@ ELSEWHERE: Final = {
     "wire.unread_bytes_max": (
         "tests/unit/wire/test_connection.py::test_unread_messages_of_all_calls_stop_the_connection"
     ),
+    "engine.state_cache_bytes": "tests/unit/engine/test_state_cache.py::test_memory_is_bounded",
     "engine.history_changes_max": "tests/unit/engine/test_state.py::test_history_is_bounded",
 }
 """Proven below the server; `test_bounds_reach_what_they_bind` shows that they get there."""

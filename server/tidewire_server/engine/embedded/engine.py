@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,8 @@ from tidewire_server.engine.embedded import (
 from tidewire_server.engine.embedded.opening import Store, open_store
 from tidewire_server.engine.embedded.options import EngineOptions
 from tidewire_server.engine.embedded.readers import Readers
-from tidewire_server.engine.embedded.session import Session
+from tidewire_server.engine.embedded.session import Effects, Session
+from tidewire_server.engine.embedded.state_cache import StateCache
 from tidewire_server.engine.embedded.stream_engine import StreamEngine
 from tidewire_server.engine.embedded.writer import Job, Outcome, Writer
 
@@ -67,6 +69,7 @@ class EmbeddedEngine(StreamEngine):
     Attributes:
         writer: Its counters say what group commit does and costs.
         readers: Reader threads.
+        state_cache: Current entries in memory.
         damaged: Tables that were found damaged at the start; absence in them is not believed.
         damaged_rows: Rows that were, for the log.
         groups_lost: Groups that a damaged write-ahead log has lost; 0 unless bytes of it changed.
@@ -98,7 +101,13 @@ class EmbeddedEngine(StreamEngine):
         self.writer = Writer(
             store.session, store.ballast, store.reserved, loop, self._deliver, self._fail
         )
-        self.readers = Readers(store.readers, loop, self.options.reads_pending_max)
+        self.state_cache = StateCache(self.options.state_cache_bytes)
+        self.readers = Readers(
+            store.readers,
+            loop,
+            self.options.reads_pending_max,
+            lambda: self.state_cache.exposed(self.writer.state_turn),
+        )
         self.writer.start()
         self.readers.start()
         self._sweeper = loop.create_task(self._sweep(), name="tidewire-engine-sweep")
@@ -125,6 +134,7 @@ class EmbeddedEngine(StreamEngine):
         if self._closed:
             return
         self._closed = True
+        self.state_cache.close()
         self._sweeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._sweeper
@@ -138,6 +148,7 @@ class EmbeddedEngine(StreamEngine):
         self._store.release()
 
     def _fail(self, error: BaseException) -> None:
+        self.state_cache.close()
         if not self._failure.done():
             self._failure.set_result(error)
 
@@ -170,7 +181,10 @@ class EmbeddedEngine(StreamEngine):
             if name in self._views:
                 self._views[name].counters = counters
         self._state_revision = max(self._state_revision, outcome.state_revision)
-        self._tell(outcome)
+        # What was not written has its effects in memory only: nobody hears of them.
+        effects = [job.effects for job in outcome.jobs if job.effects and job.error is None]
+        self.state_cache.learn(outcome.turn, effects)
+        self._tell(effects)
         for job in outcome.jobs:
             if job.future.done():
                 continue
@@ -179,9 +193,8 @@ class EmbeddedEngine(StreamEngine):
             else:
                 job.future.set_result(job.result)
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _tell(self, effects: Sequence[Effects]) -> None:
         listeners = self.listeners
-        effects = [job.effects for job in outcome.jobs if job.effects is not None]
         appended = [batch for item in effects for batch in item.appended]
         for item in effects:
             for name in item.streams_changed:
@@ -256,9 +269,52 @@ class EmbeddedEngine(StreamEngine):
         """Store revision that readers see, from memory."""
         return self._state_revision
 
+    def find_state(self, key: str) -> bytes | None:
+        """Encoded ``GetResponse`` with the present entry of a key, when memory has it."""
+        entry = self.state_cache.find(key)
+        return None if entry is None else entry + _revision(self._state_revision)
+
+    def find_states(self, keys: Sequence[str], bytes_max: int) -> bytes | None:
+        """Encoded ``GetManyResponse`` with present entries, when memory has all and they fit."""
+        entries = self.state_cache.find_all(keys)
+        if entries is None or sum(map(len, entries)) > bytes_max:
+            return None
+        tail = state_pb2.GetManyResponse(revision=self._state_revision, read=len(keys))
+        return b"".join(entries) + tail.SerializeToString()
+
     async def get_state(self, key: str, revision: int = 0) -> state_pb2.GetResponse:
         """The entry of a key, now or at a revision."""
-        return await self.readers.read(lambda c: state_reads.get(c, key, revision))
+        if revision:
+            return await self.readers.read(lambda c: state_reads.get(c, key, revision))
+        found = self.find_state(key)
+        if found is not None:
+            return state_pb2.GetResponse.FromString(found)
+        ticket = self.state_cache.reading((key,))
+        try:
+            response = await self.readers.read(lambda c: state_reads.get(c, key, 0))
+            entries = (response.entry,) if response.HasField("entry") else ()
+            self.state_cache.keep(ticket, entries, (key,))
+        finally:
+            self.state_cache.forget(ticket)
+        return response
+
+    async def get_states(
+        self, keys: Sequence[str], revision: int = 0, *, bytes_max: int
+    ) -> state_pb2.GetManyResponse:
+        """The entries of keys at one revision; fewer are read when they would be too large."""
+        if not revision:
+            found = self.find_states(keys, bytes_max)
+            if found is not None:
+                return state_pb2.GetManyResponse.FromString(found)
+        ticket = self.state_cache.reading(() if revision else keys)
+        try:
+            response = await self.readers.read(
+                lambda c: state_reads.get_many(c, keys, revision, bytes_max)
+            )
+            self.state_cache.keep(ticket, response.entries, keys[: response.read])
+        finally:
+            self.state_cache.forget(ticket)
+        return response
 
     async def range_state(
         self,
@@ -419,6 +475,12 @@ class EmbeddedEngine(StreamEngine):
         await self._write(
             lambda session: members.delete_documents(session, kind, names), frees=True
         )
+
+
+@lru_cache(maxsize=1)
+def _revision(number: int) -> bytes:
+    """The part of a ``GetResponse`` that says the store's revision."""
+    return state_pb2.GetResponse(revision=number).SerializeToString()
 
 
 def _size(transaction: Transaction) -> int:

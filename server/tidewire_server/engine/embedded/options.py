@@ -20,6 +20,7 @@ class EngineOptions:
         reads_pending_max: Reads that may wait; more are `errors.Overloaded`.
         readers: Reader threads.
         cache_bytes: Page cache of each connection.
+        state_cache_bytes: Current entries of State that are kept in memory; 0 keeps none.
         wal_pages_max: Pages in the write-ahead log at which it is copied into the database.
         history_changes_max: State changes kept; older ones are compacted by themselves. 10 % over
             before it starts.
@@ -47,6 +48,7 @@ class EngineOptions:
     reads_pending_max: int = 16_384
     readers: int = 2
     cache_bytes: int = 32 * 1024 * 1024
+    state_cache_bytes: int = 16 * 1024 * 1024
     wal_pages_max: int = 4096
     history_changes_max: int = 100_000
     message_ids_max: int = 1_000_000

@@ -35,13 +35,17 @@ class Read(Generic[Result]):
 
 
 class Readers:
-    """A few reader threads behind one queue; used from one event loop."""
+    """
+    A few reader threads behind one queue; used from one event loop. ``before_answers`` is called
+    there before what threads have read is told.
+    """
 
     def __init__(
         self,
         connections: Sequence[Connection],
         loop: asyncio.AbstractEventLoop,
         reads_pending_max: int,
+        before_answers: Callable[[], None],
     ) -> None:
         self.reads = 0
         self.refused = 0
@@ -49,6 +53,7 @@ class Readers:
         self._pending = 0
         self._pending_max = reads_pending_max
         self._loop = loop
+        self._before_answers = before_answers
         self._queue: queue.SimpleQueue[Read[Any] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(
@@ -97,6 +102,7 @@ class Readers:
 
     def _deliver(self, reads: Sequence[Read[Any]]) -> None:
         self._pending -= len(reads)
+        self._before_answers()
         for read in reads:
             if read.future.done():
                 continue

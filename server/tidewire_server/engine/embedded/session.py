@@ -31,6 +31,7 @@ class Effects:
 
     appended: list[StoredBatch] = field(default_factory=list)
     changed: list[tuple[list[state_pb2.Change], int]] = field(default_factory=list)
+    touched: list[str] = field(default_factory=list)
     settled: list[Settle] = field(default_factory=list)
     streams_changed: list[str] = field(default_factory=list)
 
@@ -41,6 +42,7 @@ class Session:
 
     Attributes:
         prevented: Removals that damage prevented.
+        state_changed: The group changes what a read of State shows.
         documents: Documents of each kind, as far as they were counted.
     """
 
@@ -57,6 +59,7 @@ class Session:
         self.meta: dict[str, Any] = {}
         self.documents: dict[str, int] = {}
         self.view_changed = False
+        self.state_changed = False
         self.prevented = 0
         self._undo: list[Callable[[], None]] = []
         self._dirty_meta: set[str] = set()

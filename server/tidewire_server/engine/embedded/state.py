@@ -128,6 +128,7 @@ class StateWriter:
         if self._changes:
             self._session.set_number("state_revision", self._revision)
             self._session.effects.changed.append((self._changes, self._revision))
+            self._session.state_changed = True
         return self._revision
 
     def remove(self, head: Head, kind: state_pb2.ChangeKind.ValueType) -> None:
@@ -262,6 +263,8 @@ class StateWriter:
                 lease_token=head.lease_token,
             )
             self._save(touched)
+            self._session.effects.touched.append(key)
+            self._session.state_changed = True
             head = touched
         return state_pb2.TouchResponse(entry=self._entry(head), revision=self._revision)
 

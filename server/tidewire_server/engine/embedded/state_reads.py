@@ -38,6 +38,27 @@ def get(connection: Connection, key: str, revision: int) -> state_pb2.GetRespons
     return response
 
 
+def get_many(
+    connection: Connection, keys: Sequence[str], revision: int, bytes_max: int
+) -> state_pb2.GetManyResponse:
+    """The entries of keys, from the first on, as far as they fit; at least one key is read."""
+    current = number(connection, "state_revision")
+    at = revision or current
+    _check_revision(connection, at, current)
+    response = state_pb2.GetManyResponse(revision=at)
+    size = 0
+    for read, key in enumerate(keys):
+        entry = entry_at(connection, key, at)
+        if entry is not None:
+            size += entry.ByteSize()
+            if read and size > bytes_max:
+                response.read = read
+                return response
+            response.entries.append(entry)
+    response.read = len(keys)
+    return response
+
+
 def _check_revision(connection: Connection, revision: int, current: int) -> None:
     if revision > current:
         raise errors.RevisionInFuture(

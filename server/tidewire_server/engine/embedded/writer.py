@@ -78,6 +78,7 @@ class Outcome:
     views: dict[str, StreamView]
     replaced: bool
     state_revision: int
+    turn: int
 
 
 @dataclass(slots=True)
@@ -110,6 +111,11 @@ class Writer:
     """
     Owns the writing connection. `submit` and `stop` are for the event loop; ``deliver`` is called
     there.
+
+    Attributes:
+        failure: Why nothing is written any more; ``None`` while it can be.
+        state_turn: Last turn that has begun to commit changes of State. Until its outcome is
+            delivered, readers may see them or not.
     """
 
     def __init__(
@@ -124,6 +130,8 @@ class Writer:
         self.counters = WriterCounters()
         self.pending = Pending()
         self.failure: BaseException | None = None
+        self.state_turn = 0
+        self._turn = 0
         self._session = session
         self._reserved = reserved
         self._options = session.options
@@ -193,6 +201,7 @@ class Writer:
         running = True
         while running:
             jobs, running = self._take()
+            self._turn += 1
             live = [job for job in jobs if not job.future.cancelled()]
             for job in jobs:
                 if job.future.cancelled():
@@ -302,6 +311,8 @@ class Writer:
                 trim(session, stream)
             session.flush()
             self._reserved.cover(_numbers(session))
+            if session.state_changed:
+                self.state_turn = self._turn
             self._commit()
             self._unflushed = self._unflushing
         except Exception as exc:  # noqa: BLE001 (each kind is judged by translate and is_fatal)
@@ -324,6 +335,7 @@ class Writer:
     def _begin(self, jobs: Sequence[Job[Any]]) -> None:
         session = self._session
         session.now_ns = time.time_ns()
+        session.state_changed = False
         session.level = max(job.level for job in jobs)
         synchronous = "NORMAL"
         if session.level >= common_pb2.DURABILITY_FSYNC:
@@ -403,6 +415,7 @@ class Writer:
             views,
             replaced and self.failure is None,
             session.number("state_revision") if self.failure is None else 0,
+            self._turn,
         )
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to answer.
             self._loop.call_soon_threadsafe(self._deliver, outcome)

@@ -13,6 +13,7 @@ from tidewire_server.core import Core
 from tidewire_server.services.payload import bad_field, check_payload
 
 KEY_BYTES_MAX: Final = 512
+KEYS_MAX: Final = 1024
 REQUEST_ID_BYTES_MAX: Final = 64
 TTL_S_MIN: Final = 1.0
 TTL_S_MAX: Final = 3650 * 86_400.0
@@ -37,6 +38,20 @@ def check_key(key: str, field: str = "key") -> str:
     if _KEY.fullmatch(key) is None:
         raise _invalid_key(key, field, "1")
     return key
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """
+    Refuse none, too many, or what is no key.
+
+    Raises:
+        InvalidKey: One of them is not a key.
+        InvalidArgument: There are none, or too many.
+    """
+    if not 0 < len(keys) <= KEYS_MAX:
+        raise bad_field("keys", f"has {len(keys)} entries; 1 to {KEYS_MAX:,} are taken")
+    for index, key in enumerate(keys):
+        check_key(key, f"keys[{index}]")
 
 
 def check_prefix(prefix: str) -> str:

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from typing import Final
 
 from tidewire import errors
+from tidewire.transport.context import ServerCall
+from tidewire.transport.direct import answer_later, served_directly_by
 from tidewire.v1 import state_pb2, state_pb2_grpc
 from tidewire_server.core import Context, Core, principal
 from tidewire_server.engine.base import Committed, RequestKey, Transaction
 from tidewire_server.services.payload import bad_field
 from tidewire_server.services.state.checks import (
+    KEYS_MAX,
     check_compare,
     check_durability,
     check_key,
+    check_keys,
     check_operations,
     check_operations_count,
     check_prefix,
@@ -42,7 +46,7 @@ class StateService(state_pb2_grpc.StateServiceServicer):
     watchers.
 
     Reads and writes go to the engine at once; nothing is cached here, so what it promises holds
-    here.
+    here. What the engine has in memory is answered without a task.
     """
 
     def __init__(self, core: Core) -> None:
@@ -85,10 +89,41 @@ class StateService(state_pb2_grpc.StateServiceServicer):
 
     # Reading.
 
+    @served_directly_by("get_directly")
     async def Get(self, request: state_pb2.GetRequest, context: Context) -> state_pb2.GetResponse:
         """Read one key, now or as it was at a revision."""
         check_key(request.key)
         return await self._engine.get_state(request.key, request.revision)
+
+    def get_directly(self, request: state_pb2.GetRequest, call: ServerCall) -> None:
+        """Do what `Get` does, at once when the entry is in memory."""
+        # A key that is in memory is a key: it was checked when it was read first.
+        found = None if request.revision else self._engine.find_state(request.key)
+        if found is None:
+            answer_later(self.Get, request, call)
+        else:
+            call.answer_encoded(found)
+
+    @served_directly_by("get_many_directly")
+    async def GetMany(
+        self, request: state_pb2.GetManyRequest, context: Context
+    ) -> state_pb2.GetManyResponse:
+        """Read several keys at one revision, now or as they were."""
+        check_keys(request.keys)
+        return await self._engine.get_states(
+            request.keys, request.revision, bytes_max=self._core.limits.response_bytes_max
+        )
+
+    def get_many_directly(self, request: state_pb2.GetManyRequest, call: ServerCall) -> None:
+        """Do what `GetMany` does, at once when all entries are in memory."""
+        found = None
+        if not request.revision and 0 < len(request.keys) <= KEYS_MAX:
+            bytes_max = self._core.limits.response_bytes_max
+            found = self._engine.find_states(request.keys, bytes_max)
+        if found is None:
+            answer_later(self.GetMany, request, call)
+        else:
+            call.answer_encoded(found)
 
     async def Range(
         self, request: state_pb2.RangeRequest, context: Context

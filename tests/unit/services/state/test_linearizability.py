@@ -46,6 +46,7 @@ class Recorder:
     async def client(self) -> None:
         steps: list[Callable[[str, float], Awaitable[object]]] = [self.get, self.get, self.get]
         steps += [self.put, self.compare_and_set, self.delete, self.transact, self.list_all]
+        steps += [self.get_many, self.get_many]
         for _ in range(OPERATIONS):
             await self.rng.choice(steps)(self.rng.choice(KEYS), time.monotonic())
 
@@ -54,6 +55,14 @@ class Recorder:
         self.note(called, answer.revision, wrote=False)
         self.see(key, answer)
         return answer.entry
+
+    async def get_many(self, key: str, called: float) -> None:
+        keys = [key, *self.rng.sample(KEYS, 2)]
+        answer = await self.store.state.GetMany(state_pb2.GetManyRequest(keys=keys))
+        self.note(called, answer.revision, wrote=False)
+        assert len(keys) == answer.read
+        found = {entry.key: entry.value.data for entry in answer.entries}
+        self.reads.extend((each, answer.revision, found.get(each)) for each in keys)
 
     def see(self, key: str, answer: state_pb2.GetResponse) -> None:
         value = answer.entry.value.data if answer.HasField("entry") else None
@@ -142,7 +151,8 @@ class StaleService(StateService):
 @pytest.mark.parametrize(("seed", "wire"), [(0, "grpc"), (1, "tcp")])
 async def test_state_is_linearizable(tmp_path: Path, seed: int, wire: str) -> None:
     """
-    1,200 operations of 20 clients: puts, deletes, compare-and-sets, transactions, listings. Every
+    1,200 operations of 20 clients: puts, deletes, compare-and-sets, transactions, listings, reads
+    of one key and of several, from memory and from the store. Every
     answer, of a failed compare-and-set too, fits one order of store revisions that real time
     allows, every read shows what was written last before it, and no revision has two writers.
     """
