@@ -3,14 +3,14 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterable, Generator
+from collections.abc import AsyncIterable, Callable, Generator
 from typing import Any
 
 import grpc
 import grpc.aio
 from grpc.aio import EOF
 
-from tidewire.errors import TidewireError
+from tidewire.errors import Internal, TidewireError
 from tidewire.transport.client_call import (
     COLLECTED,
     LOCALLY_CANCELLED,
@@ -55,7 +55,7 @@ class WriterCore(CallCore):
         try:
             if not self.attached:
                 await self.wait_attached()
-            if self._send(self.encode(message)):
+            if self.send(self.encode(message)):
                 return
             while not self.drained and self.ending is None:
                 self._writer = self.channel.loop.create_future()
@@ -65,13 +65,19 @@ class WriterCore(CallCore):
             raise
         self.raise_for_status()
 
-    def _send(self, body: bytes) -> bool:
+    def send(self, body: bytes) -> bool:
+        """Hand a request to the wire; False when it waits for credit or for its turn."""
         try:
             return self.send_message(body)
         except TidewireError as error:
             self.connection.cancel(self, Ending.of(error))
             self.raise_for_status()
             raise
+
+    @property
+    def clear(self) -> bool:
+        """Whether a request would leave at once, with nothing before it."""
+        return self.attached and self.ending is None and not self.outbox and not self.done_writing
 
     async def finish_writing(self) -> None:
         """Half-close the call."""
@@ -111,14 +117,42 @@ class ReaderCore(CallCore):
     """A call with many responses."""
 
     inbox: "deque[tuple[int, bytes]]"
+    receiver: "Callable[[Any], None] | None" = None
+    """Takes responses as they come, instead of the inbox."""
     _reader: "asyncio.Future[None] | None" = None
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.inbox = deque()
 
+    def deliver_to(self, receiver: Callable[[Any], None]) -> None:
+        """Hand over what is unread, and from now on each response in the turn that brings it."""
+        while self.inbox:
+            self._deliver(receiver, *self.inbox.popleft())
+        if self.ending is None:
+            self.receiver = receiver
+
+    def _deliver(self, receiver: Callable[[Any], None], mark: int, body: bytes) -> None:
+        self.take(mark)
+        try:
+            receiver(self.decode(body))
+        except Exception as error:
+            # The connection and its other calls must not suffer from a mistake in one.
+            _LOGGER.exception("a response could not be taken; its call is ended")
+            if self.ending is None:
+                failure = Internal(f"a response could not be taken: {error!r}")
+                self.connection.cancel(self, Ending.of(failure))
+
+    async def wait_delivered(self) -> None:
+        """Wait for the end of a call whose responses are handed over; raise for its status."""
+        await self.wait_ended()
+        self.raise_for_status()
+
     def on_message(self, body: bytes, mark: int, last: bool) -> None:
-        """Keep a response until it is read."""
+        """Keep a response until it is read, unless somebody takes it now."""
+        if self.receiver is not None:
+            self._deliver(self.receiver, mark, body)
+            return
         self.inbox.append((mark, body))
         if not self.headers_seen and self._greeted is not None and not self._greeted.done():
             self._greeted.set_result(None)
@@ -127,6 +161,7 @@ class ReaderCore(CallCore):
     def on_end(self, ending: Ending) -> None:
         """Let the reader see the end."""
         super().on_end(ending)
+        self.receiver = None  # it holds the call in its turn: no work for the collector
         self._wake_reader()
 
     def _wake_reader(self) -> None:
@@ -172,7 +207,7 @@ class _Reading(RpcMethods):
     _style: str | None = None
 
     def _choose(self, style: str) -> None:
-        if self._style is None:
+        if self._style is None or style == "delivery":
             self._style = style
         elif self._style != style:
             raise grpc.aio.UsageError(_MIXED)
@@ -193,6 +228,19 @@ class _Reading(RpcMethods):
         """Return the next response, or ``grpc.aio.EOF``."""
         self._choose("read")
         return await self._core.read()
+
+    def deliver_to(self, receiver: Callable[[Any], None]) -> None:
+        """
+        Have each response handed to ``receiver`` in the turn that brings it, without a task.
+
+        It must not block. What it raises ends the call with INTERNAL.
+        """
+        self._choose("delivery")
+        self._core.deliver_to(receiver)
+
+    async def wait_delivered(self) -> None:
+        """Wait for the end of the call; raise, as ``read`` would, for all but OK."""
+        await self._core.wait_delivered()
 
     def __del__(self) -> None:
         core = self.__dict__.get("_core")
@@ -222,6 +270,24 @@ class _Writing(RpcMethods):
         """Send a request; wait while the server or the wire does not keep up."""
         self._direct()
         await self._core.write(request)
+
+    @property
+    def clear(self) -> bool:
+        """Whether a request would leave at once, with nothing before it."""
+        return self._core.clear
+
+    def write_nowait(self, request: Any) -> bool:
+        """
+        Send a request when nothing is in its way; False when something is, and it was not taken.
+
+        One that is taken may still wait for credit: until it is on its way, nothing more is taken.
+        Raises as ``write`` does when the request is too large.
+        """
+        core = self._core
+        if not core.clear:
+            return False
+        core.send(core.encode(request))
+        return True
 
     async def done_writing(self) -> None:
         """Say that no request follows."""
