@@ -10,17 +10,22 @@ from tidewire.wire.payload import decode_payload, headers_of
 
 
 class Content:
-    """Base of what carries one payload; it is decompressed when it is asked for."""
+    """
+    Base of what carries one payload; it is decompressed when it is asked for.
+
+    Bare bytes stand for a payload that is nothing else.
+    """
 
     __slots__ = ("_payload",)
 
-    def __init__(self, payload: common_pb2.Payload) -> None:
+    def __init__(self, payload: common_pb2.Payload | bytes) -> None:
         self._payload = payload
 
     @property
     def payload(self) -> bytes:
         """The bytes, decompressed. Errors: see `wire.payload.decode_payload`."""
-        return decode_payload(self._payload)
+        payload = self._payload
+        return payload if isinstance(payload, bytes) else decode_payload(payload)
 
     @property
     def text(self) -> str:
@@ -30,12 +35,14 @@ class Content:
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]:
         """Headers the sender gave."""
-        return headers_of(self._payload)
+        payload = self._payload
+        return () if isinstance(payload, bytes) else headers_of(payload)
 
     @property
     def content_type(self) -> str:
         """Media type the sender gave."""
-        return self._payload.content_type
+        payload = self._payload
+        return "" if isinstance(payload, bytes) else payload.content_type
 
     def json(self) -> Any:
         """

@@ -4,18 +4,18 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from tidewire.client.content import Content
+from tidewire.client.asker import Asker
+from tidewire.client.asking import Body, Numbers, Reply, unknown
 from tidewire.client.opening import Opening
 from tidewire.client.responder import IN_FLIGHT_MAX, QueryHandler, Responder
 from tidewire.client.responses import responses
-from tidewire.client.session import PRIORITY_QUERY, Session, notify
+from tidewire.client.session import DOUBTFUL, PRIORITY_QUERY, Session, notify
 from tidewire.client.translate import was_never_sent
 from tidewire.errors import (
     ConnectionLost,
     InvalidArgument,
-    OutcomeUnknown,
     PeerVanished,
     TidewireError,
     TooFewResponders,
@@ -27,25 +27,11 @@ from tidewire.wire.batch import Headers
 from tidewire.wire.payload import Value, encode_payload
 from tidewire.wire.subject import check_pattern, check_subject
 
-
-class Reply(Content):
-    """
-    An answer to a query.
-
-    Attributes:
-        responder: Node id the responder gave, or its name.
-        request_id: Identifier of the query.
-    """
-
-    __slots__ = ("request_id", "responder")
-
-    def __init__(self, payload: common_pb2.Payload, responder: str, request_id: str) -> None:
-        super().__init__(payload)
-        self.responder = responder
-        self.request_id = request_id
-
-    def __repr__(self) -> str:
-        return f"<Reply of {self.responder!r} to {self.request_id}>"
+QUESTION_BYTES_MAX: Final = 64 * 1024
+"""A larger question goes by a call of its own, so that small ones do not wait for it."""
+LIMIT_S_LEAST: Final = 0.001
+LIMIT_S_MAX: Final = 86_400.0
+LIMIT_STEPS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +60,13 @@ class Queries:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._stub = QueryServiceStub(session.channel)
-        self._prefix = uuid.uuid4().hex[:12]
-        self._asked = 0
+        self._numbers = Numbers(f"{uuid.uuid4().hex[:12]}-")
+        self._asker = Asker(session, self._stub.AskMany, self._numbers)
+        self._loop = session.loop
+        self._limit_s = session.options.timeout_s
+        self._plain = session.codec == common_pb2.CODEC_NONE
+        self._checked = ""
+        """Subject that was checked last; most queries are on the same one."""
 
     async def ask(
         self,
@@ -103,15 +94,70 @@ class Queries:
             OutcomeUnknown: It was asked and got lost; the request id is in the error.
             DeadlineExceeded: Nothing came in time; it may have been done.
         """
+        limit_s = self._limit_s if timeout_s is None else timeout_s
+        stream = self._asker.stream
+        if stream is None or stream.full:
+            began_s = self._session.clock()
+            stream = await self._asker.enter(limit_s)
+            # In steps: what waited together is to travel together.
+            left = 1.0 - (self._session.clock() - began_s) / max(limit_s, LIMIT_S_LEAST)
+            limit_s *= round(left * LIMIT_STEPS) / LIMIT_STEPS
+        body: Body
+        if type(data) is bytes and self._plain and not headers and not content_type:
+            body, size = data, len(data)
+        else:
+            body = self._question(data, headers, content_type)
+            size = body.ByteSize()
+            if _is_bare(body):
+                body = body.data
+        if (
+            stream is None
+            or size > QUESTION_BYTES_MAX
+            or not LIMIT_S_LEAST <= limit_s <= LIMIT_S_MAX
+        ):
+            return await self._ask_by_call(subject, body, limit_s)
+        if subject != self._checked:
+            check_subject(subject)
+            self._checked = subject
+        future = self._loop.create_future()
+        run = stream.ask(subject, limit_s, body, size, future)
+        try:
+            outcome = await future
+        except BaseException:
+            stream.give_up(run, future)
+            raise
+        if type(outcome) is Reply:
+            return outcome
+        return await self._ask_again(outcome, subject, body, run.deadline_s)
+
+    async def _ask_again(
+        self, problem: TidewireError, subject: str, body: Body, ends_s: float
+    ) -> Reply:
+        """Send a query by a call when it failed in a way that allows it; else raise how it did."""
+        session = self._session
+        delay_s = session.retry_delay_s(problem, 1, repeatable=False)
+        if delay_s is None or session.clock() + delay_s >= ends_s:
+            if problem.code in DOUBTFUL:
+                session.suspect()
+            raise problem
+        if not was_never_sent(problem):
+            await session.sleep(delay_s)
+        return await self._ask_by_call(subject, body, ends_s - session.clock())
+
+    async def _ask_by_call(self, subject: str, body: Body, limit_s: float) -> Reply:
         request = query_pb2.AskRequest()
         request.subject = subject
-        request.payload.CopyFrom(self._question(data, headers, content_type))
+        if isinstance(body, bytes):
+            request.payload.codec = common_pb2.CODEC_NONE
+            request.payload.data = body
+        else:
+            request.payload.CopyFrom(body)
         request.request_id = self._request_id()
         try:
             response = await self._session.unary(
                 self._stub.Ask,
                 request,
-                timeout_s=timeout_s,
+                timeout_s=limit_s,
                 metadata=PRIORITY_QUERY,
                 repeatable=False,
             )
@@ -243,8 +289,7 @@ class Queries:
         )
 
     def _request_id(self) -> str:
-        self._asked += 1
-        return f"{self._prefix}-{self._asked}"
+        return f"{self._numbers.prefix}{self._numbers.take(1)}"
 
     def _responses(
         self, method: Callable[..., Any], request: Any, timeout_s: float | None
@@ -295,11 +340,13 @@ class _Gathering:
         )
 
 
+def _is_bare(payload: common_pb2.Payload) -> bool:
+    """Whether a payload is its bytes and nothing else."""
+    return (
+        payload.codec <= common_pb2.CODEC_NONE and not payload.header and not payload.content_type
+    )
+
+
 def _unknown(error: TidewireError, request_id: str) -> TidewireError:
     """A query whose connection was lost may have been answered; one never sent was not."""
-    if was_never_sent(error):
-        return error
-    return OutcomeUnknown(
-        f"the connection was lost before the answer came: {error.message}",
-        metadata={**error.metadata, "request_id": request_id},
-    )
+    return error if was_never_sent(error) else unknown(error, request_id)

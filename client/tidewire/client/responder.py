@@ -13,6 +13,7 @@ from tidewire.client.content import Content
 from tidewire.client.session import PRIORITY_QUERY, Session, check_codec, log
 from tidewire.client.stream import ReopeningStream
 from tidewire.client.times import to_seconds
+from tidewire.client.translate import RPC_ERRORS
 from tidewire.errors import DeadlineExceeded, InvalidArgument, TidewireError, Unknown
 from tidewire.v1 import common_pb2, query_pb2
 from tidewire.v1.query_pb2_grpc import QueryServiceStub
@@ -26,6 +27,29 @@ LATE_S: Final = 0.25
 A query's time is over here this much later: who asked gives up by itself, and is to be told that
 its time was over, not that the responder failed. This ends what the server did not take back.
 """
+ANSWERS_BYTES_MAX: Final = 240 * 1024
+"""Answers are sent when they pass this, also within a turn."""
+ANSWER_OVERHEAD_BYTES: Final = 64
+HEADER_COST_BYTES: Final = 200
+
+
+class _Asking:
+    """What queries that came together have in common."""
+
+    __slots__ = ("prefix", "principal", "remaining_s", "request", "streaming", "subject")
+
+    def __init__(self, query: query_pb2.ServeQuery | query_pb2.ServeQuestions) -> None:
+        self.subject: str = query.subject
+        self.principal: str = query.principal
+        self.remaining_s = to_seconds(query.remaining) if query.HasField("remaining") else 0.0
+        if isinstance(query, query_pb2.ServeQuery):
+            self.streaming: bool = query.streaming
+            self.prefix: str = query.request_id
+            self.request: int | None = None
+        else:
+            self.streaming = False
+            self.prefix = query.request_prefix
+            self.request = query.first_request - query.first_query_id
 
 
 class Query(Content):
@@ -40,27 +64,90 @@ class Query(Content):
         principal: Who asks, as the server authenticated it; empty when it did not.
     """
 
-    __slots__ = (
-        "principal",
-        "query_id",
-        "remaining_s",
-        "request_id",
-        "streaming",
-        "subject",
-    )
+    __slots__ = ("_asking", "query_id")
 
     def __init__(self, query: query_pb2.ServeQuery) -> None:
         super().__init__(query.payload)
         self.query_id: int = query.query_id
-        self.subject: str = query.subject
-        self.request_id: str = query.request_id
-        self.remaining_s = to_seconds(query.remaining) if query.HasField("remaining") else 0.0
-        self.streaming: bool = query.streaming
-        self.principal: str = query.principal
+        self._asking = _Asking(query)
+
+    @property
+    def subject(self) -> str:
+        """Subject it was asked on."""
+        return self._asking.subject
+
+    @property
+    def request_id(self) -> str:
+        """Identifier of the query."""
+        asking = self._asking
+        if asking.request is None:
+            return asking.prefix
+        return f"{asking.prefix}{asking.request + self.query_id}"
+
+    @property
+    def remaining_s(self) -> float:
+        """Time left when the server sent it; 0 when it did not say."""
+        return self._asking.remaining_s
+
+    @property
+    def streaming(self) -> bool:
+        """Several replies may be sent."""
+        return self._asking.streaming
+
+    @property
+    def principal(self) -> str:
+        """Who asks, as the server authenticated it; empty when it did not."""
+        return self._asking.principal
 
 
 Answer = Value | common_pb2.Payload | None
 QueryHandler = Callable[[Query], Any]
+
+
+class _Answers:
+    """
+    Answers on their way to the server, of one turn.
+
+    Attributes:
+        size: Bytes of them, about; 0 when there are none.
+    """
+
+    __slots__ = ("_bare", "_bare_ids", "_ids", "_payloads", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._bare_ids: list[int] = []
+        self._bare: list[bytes] = []
+        self._ids: list[int] = []
+        self._payloads: list[common_pb2.Payload] = []
+
+    def add(self, query_id: int, body: bytes | common_pb2.Payload) -> int:
+        """Take an answer; returns the size."""
+        if isinstance(body, bytes):
+            self._bare_ids.append(query_id)
+            self._bare.append(body)
+            self.size += len(body) + ANSWER_OVERHEAD_BYTES
+        else:
+            self._ids.append(query_id)
+            self._payloads.append(body)
+            # Fields of a request count too: there may not be too many.
+            headers_bytes = len(body.header) * HEADER_COST_BYTES
+            self.size += body.ByteSize() + headers_bytes + HEADER_COST_BYTES
+        return self.size
+
+    def requests(self) -> Iterator[query_pb2.ServeRequest]:
+        """Encode them."""
+        for ids, bare, payloads in (
+            (self._bare_ids, self._bare, ()),
+            (self._ids, (), self._payloads),
+        ):
+            if ids:
+                request = query_pb2.ServeRequest()
+                answers = request.answers
+                answers.query_ids.extend(ids)
+                answers.bare.extend(bare)
+                answers.payloads.extend(payloads)
+                yield request
 
 
 class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]):
@@ -71,6 +158,8 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         answered: Queries answered, failures included.
         failures: Exceptions raised by the handler.
     """
+
+    _directly = True
 
     def __init__(
         self,
@@ -94,7 +183,10 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         self._group = group
         self._in_flight_max = in_flight_max
         self._codec = codec
+        self._plain = codec == common_pb2.CODEC_NONE
         self._replies: deque[query_pb2.ServeRequest] = deque()
+        self._answers = _Answers()
+        self._gathering = False
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._idle = asyncio.Event()
 
@@ -124,6 +216,7 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
             subjects=self._subjects,
             group=self._group,
             in_flight_max=self._in_flight_max,
+            takes_questions=True,
         )
         return query_pb2.ServeRequest(open=opening)
 
@@ -131,21 +224,64 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         check_codec(self._codec, opened)
 
     def _outgoing(self) -> Iterator[query_pb2.ServeRequest]:
+        self._close_answers()
         while self._replies:
             yield self._replies.popleft()
 
     def _received(self, kind: str, response: query_pb2.ServeResponse) -> Awaitable[None] | None:
-        if kind == "query":
+        self._gathering = True
+        if kind == "questions":
+            self._take_questions(response.questions)
+        elif kind == "query":
             self._take(Query(response.query))
         elif kind == "cancel":
             task = self._tasks.get(response.cancel.query_id)
             if task is not None:
                 task.cancel()
+        self._flush()
         return None
+
+    def _take_questions(self, questions: query_pb2.ServeQuestions) -> None:
+        asking, query_id = _Asking(questions), questions.first_query_id
+        bodies: Sequence[Any] = questions.bare or questions.payloads
+        for body in bodies:
+            query = Query.__new__(Query)
+            query._payload = body
+            query.query_id = query_id
+            query._asking = asking
+            query_id += 1
+            self._take(query)
+
+    def _flush_soon(self) -> None:
+        """Send when this turn is over what was answered in it."""
+        if not self._gathering:
+            self._gathering = True
+            self._session.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send what was answered: at once where the wire takes it, else by the writer."""
+        self._gathering = False
+        self._close_answers()
+        nowait, replies = self._write_nowait, self._replies
+        if nowait is not None:
+            try:
+                while replies and nowait(replies[0]):
+                    replies.popleft()
+            except RPC_ERRORS:
+                return  # the call is over; its reader is told why
+        if replies or self._draining:
+            self._wake.set()
+
+    def _close_answers(self) -> None:
+        if self._answers.size:
+            answers, self._answers = self._answers, _Answers()
+            self._replies.extend(answers.requests())
 
     def _broken(self) -> None:
         self._drop_queries()
         self._replies.clear()
+        self._answers = _Answers()
+        self._gathering = False
 
     def _ended(self, error: TidewireError | None) -> None:
         self._drop_queries()
@@ -160,10 +296,10 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
             return
         try:
             answer = self._handler(query)
-        except Exception as error:  # noqa: BLE001 (the application's; told to who asked)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (the application's)
             self._fail(query, error)
             return
-        if inspect.isawaitable(answer):
+        if type(answer) is not bytes and inspect.isawaitable(answer):
             self._start(query, self._wait(query, answer))
         else:
             self._answer(query, answer)
@@ -180,7 +316,7 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
             self._wake.set()
 
     def _may_leave(self) -> bool:
-        return not self._tasks
+        return not self._tasks and not self._answers.size and not self._replies
 
     async def _wait(self, query: Query, answer: Awaitable[Answer]) -> None:
         try:
@@ -206,16 +342,27 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
             self.answered += 1
             reply = query_pb2.ServeReply(query_id=query.query_id, end=True)
             self._replies.append(query_pb2.ServeRequest(reply=reply))
-            self._wake.set()
+            self._flush_soon()
 
     def _answer(self, query: Query, value: Answer) -> None:
         try:
-            payload = self._payload(value)
+            body: bytes | common_pb2.Payload
+            if type(value) is bytes and self._plain:
+                body = value
+            else:
+                body = self._payload(value)
         except (TypeError, ValueError, TidewireError) as error:
             self._fail(query, error)
             return
         self.answered += 1
-        self._send(query, payload, end=True)
+        if query._asking.request is not None:
+            if self._answers.add(query.query_id, body) >= ANSWERS_BYTES_MAX:
+                self._close_answers()
+            self._flush_soon()
+            return
+        if isinstance(body, bytes):
+            body = self._payload(value)
+        self._send(query, body, end=True)
 
     def _payload(self, value: Answer) -> common_pb2.Payload:
         if isinstance(value, common_pb2.Payload):
@@ -229,18 +376,18 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         reply.payload.CopyFrom(payload)
         reply.end = end
         self._replies.append(request)
-        self._wake.set()
+        self._flush_soon()
 
-    def _fail(self, query: Query, error: Exception) -> None:
+    def _fail(self, query: Query, error: BaseException) -> None:
         self.answered += 1
         self.failures += 1
         log.info("a query on %r failed: %r", query.subject, error)
         reply = query_pb2.ServeReply(query_id=query.query_id, error=status_of(error), end=True)
         self._replies.append(query_pb2.ServeRequest(reply=reply))
-        self._wake.set()
+        self._flush_soon()
 
 
-def status_of(error: Exception) -> status_pb2.Status:
+def status_of(error: BaseException) -> status_pb2.Status:
     """How an application's exception travels: an error of ours as it is, any other by its text."""
     if isinstance(error, TidewireError):
         return error.to_status()

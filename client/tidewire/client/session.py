@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tidewire.client")
 
-_DOUBTFUL: Final = (code_pb2.UNAVAILABLE, code_pb2.DEADLINE_EXCEEDED)
+DOUBTFUL: Final = (code_pb2.UNAVAILABLE, code_pb2.DEADLINE_EXCEEDED)
+"""Codes of an error after which the server is doubted; see `Session.suspect`."""
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -107,7 +108,7 @@ class Session:
 
     def track(self, part: Closable) -> None:
         """Close this with the client."""
-        self._check_open()
+        self.check_open()
         self._open.add(part)
 
     def untrack(self, part: Closable) -> None:
@@ -156,7 +157,7 @@ class Session:
         Raises:
             TidewireError: The call failed; ConnectionLost also when the client is closed.
         """
-        self._check_open()
+        self.check_open()
         limit_s = self.options.timeout_s if timeout_s is None else timeout_s
         ends_s = self.clock() + limit_s
         self.budget.request_made()
@@ -172,9 +173,9 @@ class Session:
             except RPC_ERRORS as error:
                 attempt += 1
                 problem = translate(error)
-                delay_s = self._delay_s(problem, attempt, repeatable)
+                delay_s = self.retry_delay_s(problem, attempt, repeatable)
                 if delay_s is None or self.clock() + delay_s >= ends_s:
-                    if problem.code in _DOUBTFUL:
+                    if problem.code in DOUBTFUL:
                         self.suspect()
                     raise problem from error
                 log.info("try %d failed, the next in %.3f s: %s", attempt, delay_s, problem)
@@ -189,7 +190,8 @@ class Session:
         if suspect is not None:
             suspect()
 
-    def _delay_s(self, problem: TidewireError, attempt: int, repeatable: bool) -> float | None:
+    def retry_delay_s(self, problem: TidewireError, attempt: int, repeatable: bool) -> float | None:
+        """Wait before a request that failed so goes again; ``None``: it may not."""
         policy = self.options.retry
         if attempt >= policy.attempts_max or not may_repeat(problem, repeatable=repeatable):
             return None
@@ -197,7 +199,8 @@ class Session:
             return None
         return max(policy.delay_s(attempt, self.random), problem.retry_after_s or 0.0)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `ConnectionLost` once the client is closed."""
         if self.closed:
             raise ConnectionLost("this client is closed; connect again")
 

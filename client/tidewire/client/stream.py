@@ -6,6 +6,7 @@ Subclasses say what to send first, what is ready to be sent, and what to do with
 """
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Generic
 
@@ -56,6 +57,11 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
         self._error: TidewireError | None = None
         self._closing = False
         self._draining = False
+        self._write_nowait: Callable[[RequestT], bool] | None = None
+        """Sends past the writer on the open call, where `_directly` and its wire allow it."""
+
+    _directly = False
+    """Subclasses whose `_received` never waits take responses in the turn that brings them."""
 
     # What subclasses say.
 
@@ -258,6 +264,9 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
     async def _read(self, call: Call) -> None:
         if not self.connected:
             return
+        if self._directly and hasattr(call, "deliver_to"):
+            await self._read_directly(call)
+            return
         read = call.read
         while (response := await read()) is not grpc.aio.EOF:
             kind = response.WhichOneof("kind")
@@ -268,16 +277,48 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
             if waiting is not None:
                 await waiting
 
-    async def _leave(
-        self, call: Call, read: Callable[[], Awaitable[Any]], draining: common_pb2.Draining
-    ) -> None:
-        """Send what is ready, take what still comes within the grace, then let the call go."""
+    async def _read_directly(self, call: Call) -> None:
+        """Have responses handed over as they come, and wait for the end of the call."""
+        cut: asyncio.TimerHandle | None = None
+
+        def take(response: ResponseT) -> None:
+            nonlocal cut
+            kind: str = response.WhichOneof("kind")  # type: ignore[attr-defined]
+            if kind == "draining":
+                grace_s = self._announced(response.draining)  # type: ignore[attr-defined]
+                cut = cut or self._session.loop.call_later(grace_s, call.cancel)
+            else:
+                self._received(kind, response)
+
+        # What is called by this runs as if the stream's task called it.
+        context = contextvars.copy_context()
+        self._write_nowait = call.write_nowait
+        try:
+            call.deliver_to(lambda response: context.run(take, response))
+            await call.wait_delivered()
+        except asyncio.CancelledError:
+            if cut is None or is_own_cancellation():
+                raise
+            log.info("%s: the server did not end the call within its grace", self.what)
+        finally:
+            self._write_nowait = None
+            if cut is not None:
+                cut.cancel()
+
+    def _announced(self, draining: common_pb2.Draining) -> float:
+        """Send what is ready and no more; returns the time what is in hand still has."""
         grace_s = max(draining.grace.ToNanoseconds() / 1e9, 0.1)
         log.info("%s: the server is draining and cuts in %.1f s", self.what, grace_s)
         self._draining = True
         self._wake.set()
+        return min(grace_s, self._session.options.timeout_s)
+
+    async def _leave(
+        self, call: Call, read: Callable[[], Awaitable[Any]], draining: common_pb2.Draining
+    ) -> None:
+        """Send what is ready, take what still comes within the grace, then let the call go."""
         try:
-            async with asyncio.timeout(min(grace_s, self._session.options.timeout_s)):
+            async with asyncio.timeout(self._announced(draining)):
                 while (response := await read()) is not grpc.aio.EOF:
                     waiting = self._received(response.WhichOneof("kind"), response)
                     if waiting is not None:
