@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tidewire.client.gathering import MESSAGE_COST_BYTES, Group, cost_of
 from tidewire.client.lanes import Item, PublishAck
+from tidewire.client.quick import quick_publish
 from tidewire.client.session import Metadata, Session
 from tidewire.client.stream import ReopeningStream
 from tidewire.errors import DeadlineExceeded, InvalidArgument, MessageTooLarge, TidewireError
@@ -63,8 +64,11 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
         self._failure: TidewireError | None = None
         self._unreached: TidewireError | None = None
         self._room = asyncio.Event()
-        self._done: asyncio.Future[None] = session.loop.create_future()
-        self._done.set_result(None)
+        done: asyncio.Future[None] = session.loop.create_future()
+        done.set_result(None)
+        quick, self._let_go = quick_publish(self._groups, done, self._publish)
+        # The method below is what is documented; a closure in its place costs 60 ns less a call.
+        self.publish = quick  # type: ignore[method-assign]
 
     def _enqueue(self, item: Item) -> None:
         """Take a batch that is to be sent."""
@@ -72,9 +76,7 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
 
     # What the application calls.
 
-    def publish(
-        self, subject: str, data: Value, *, headers: Headers | None = None
-    ) -> Awaitable[None]:
+    def publish(self, subject: str, data: Value, headers: Headers | None = None) -> Awaitable[None]:
         """
         Publish one message; to be awaited. Done when it is in a batch, before it is acknowledged.
 
@@ -88,21 +90,14 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
         Raises:
             TidewireError: This message cannot be sent, or one before it was refused (told once).
         """
-        # The short way costs half of a coroutine: most messages find room in an open batch.
-        group = self._groups.get(subject)
-        if group is not None and headers is None and type(data) is bytes:
-            left = group.left - len(data) - MESSAGE_COST_BYTES
-            if left >= 0 and group.headers is None:
-                group.left = left
-                group.append(data)
-                return self._done
-        return self._publish(subject, data, headers)
+        return self._publish(subject, data, headers)  # not reached: see `quick_publish`
 
     async def submit(self, subject: str, data: Value, headers: Headers | None = None) -> AckFuture:
         """Publish one message and return the future of its acknowledgement."""
         if not self._acknowledge:
             raise InvalidArgument("a publisher with acknowledge=False has no acknowledgements")
         future: AckFuture = self._session.loop.create_future()
+        self._let_go()
         group = self._groups.get(subject)
         if group is not None and headers is None and type(data) is bytes:
             left = group.left - len(data) - MESSAGE_COST_BYTES
@@ -174,6 +169,7 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
     async def _group_for(self, subject: str, size: int, *, with_headers: bool) -> Group:
         """Return the open batch of a subject, with room for so many bytes."""
         while True:
+            self._let_go()
             group = self._groups.get(subject)
             if group is not None and group.payloads:
                 other_form = (group.headers is not None) != with_headers
@@ -228,6 +224,7 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
             raise DeadlineExceeded(late()) from None
 
     def _close_group(self, subject: str) -> None:
+        self._let_go()
         group = self._groups.pop(subject, None)
         if group is not None:
             self._full.append(group)

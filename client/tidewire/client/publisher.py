@@ -287,6 +287,7 @@ class Publisher(Intake):
         for timer in self._timers:
             timer.cancel()
         problem = error or ConnectionLost(f"{self.what} was closed")
+        self._let_go()
         self._full.extend(self._groups.values())
         self._groups.clear()
         items = [*self._sent.values(), *self._ready]
