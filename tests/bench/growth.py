@@ -1,7 +1,8 @@
 """
-How cost grows: subscribers, subjects, consumers, stored records, members.
+How cost grows: subscribers, subjects, consumers, connections, stored records, members.
 
-    ./run bench --growth [subscribers subjects consumers records members] [--sizes-max N]
+    ./run bench --growth [subscribers subjects consumers connections records members]
+                         [--sizes-max N]
 
 Each row is a size; beside it the CPU of the server for a million deliveries (or of its other unit),
 its memory, and the time of one operation. What is flat has equal figures in every row. tidewire
@@ -19,9 +20,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
 import tidewire
+from bench.usage import cpu_s, resident_bytes
 from support.process import ServerProcess
 
 Figures = dict[str, Any]
@@ -29,6 +29,10 @@ DATA: Final = b"x" * 128
 SECONDS: Final = 2.0
 SIZE_TIMEOUT_S: Final = 240.0
 POLL_S: Final = 0.01
+BEATS_S: Final = 4.0
+IN_FLIGHT: Final = 64
+CALLS: Final = 1_000
+"""Publishes and fetches whose median is told."""
 QUIET_S: Final = 1.0
 AHEAD_MAX: Final = 131_072
 CONNECTIONS: Final = 8
@@ -39,19 +43,16 @@ class Usage:
     """CPU and memory of a server's process since a moment."""
 
     def __init__(self, server: ServerProcess) -> None:
-        self._process = psutil.Process(server.pid)
-        self._began_s = self._cpu_s()
-
-    def _cpu_s(self) -> float:
-        return float(sum(self._process.cpu_times()[:2]))
+        self._pid = server.pid
+        self._began_s = cpu_s(server.pid)
 
     def since(self) -> float:
         """CPU seconds until now."""
-        return self._cpu_s() - self._began_s
+        return cpu_s(self._pid) - self._began_s
 
     def mib(self) -> float:
         """Resident memory."""
-        return float(self._process.memory_info().rss) / (1 << 20)
+        return resident_bytes(self._pid) / (1 << 20)
 
 
 async def subscribers(server: ServerProcess, size: int) -> Figures:
@@ -80,11 +81,11 @@ async def subscribers(server: ServerProcess, size: int) -> Figures:
             while sent * size - got > AHEAD_MAX and time.perf_counter() < stop:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         await _quiet(lambda: got)
-        cpu_s = usage.since()
+        used_s = usage.since()
     for client in clients:
         await client.close()
     lost = sent * size - got
-    return {"delivered": got, "lost": lost, "cpu_s_per_million": cpu_s / got * 1e6} | _mib(usage)
+    return {"delivered": got, "lost": lost, "cpu_s_per_million": used_s / got * 1e6} | _mib(usage)
 
 
 async def subjects(server: ServerProcess, size: int) -> Figures:
@@ -109,15 +110,15 @@ async def subjects(server: ServerProcess, size: int) -> Figures:
                 sent += 1
         await publisher.flush()
         await _quiet(lambda: got)
-        cpu_s = usage.since()
-    return {"delivered": got, "lost": sent - got, "cpu_s_per_million": cpu_s / got * 1e6} | _mib(
+        used_s = usage.since()
+    return {"delivered": got, "lost": sent - got, "cpu_s_per_million": used_s / got * 1e6} | _mib(
         usage
     )
 
 
 async def consumers(server: ServerProcess, size: int) -> Figures:
     """``size`` durable consumers of one stream, each of which takes and acknowledges everything."""
-    total = max(200_000 // size, 200)
+    total = max(200_000 // size, 1_000)
     taken = 0
 
     def handle(_message: tidewire.Message) -> None:
@@ -127,27 +128,50 @@ async def consumers(server: ServerProcess, size: int) -> Figures:
     async with tidewire.connect(server.url("tcp"), timeout_s=120) as client:
         stream = client.events.stream(f"growth{size}")
         await stream.create([f"growth{size}.>"])
+        began, running = time.perf_counter(), []
+        for number in range(size):
+            await stream.consumer(f"c{number}").create()
+            running.append(
+                await client.events.consume(f"growth{size}", f"c{number}", handler=handle)
+            )
+        open_us = (time.perf_counter() - began) / size * 1e6
+        usage = Usage(server)
         async with client.events.publisher(acknowledge=True) as publisher:
             for _ in range(total):
                 await publisher.publish(f"growth{size}.a", DATA)
-        for number in range(size):
-            await stream.consumer(f"c{number}").create()
-        usage = Usage(server)
-        running = [
-            await client.events.consume(f"growth{size}", f"c{number}", handler=handle)
-            for number in range(size)
-        ]
         await _quiet(lambda: taken)
         for subscription in running:
             await subscription.close()
-        cpu_s = usage.since()
+        used_s = usage.since()
+        figures = _mib(usage)
         await stream.delete()
-    expected = total * size
     return {
         "delivered": taken,
-        "lost": expected - taken,
-        "cpu_s_per_million": cpu_s / taken * 1e6,
-    } | _mib(usage)
+        "lost": total * size - taken,
+        "cpu_s_per_million": used_s / taken * 1e6,
+        "open_us_each": open_us,
+    } | figures
+
+
+async def connections(server: ServerProcess, size: int) -> Figures:
+    """``size`` clients, each of which makes a call in its turn, with some in flight."""
+    url = server.url("tcp")
+    clients = [await tidewire.connect(url) for _ in range(size)]
+    usage, turn, calls = Usage(server), 0, 0
+    stop = time.perf_counter() + SECONDS
+
+    async def caller() -> None:
+        nonlocal turn, calls
+        while time.perf_counter() < stop:
+            turn += 1
+            await clients[turn % size].info()
+            calls += 1
+
+    await asyncio.gather(*(caller() for _ in range(min(size, IN_FLIGHT))))
+    figures = {"calls": calls, "cpu_s_per_million": usage.since() / calls * 1e6} | _mib(usage)
+    for client in clients:
+        await client.close()
+    return figures
 
 
 async def records(server: ServerProcess, size: int) -> Figures:
@@ -155,21 +179,36 @@ async def records(server: ServerProcess, size: int) -> Figures:
     async with tidewire.connect(server.url("tcp"), timeout_s=120) as client:
         stream = client.events.stream("growth")
         await stream.create(["growth.>"])
+        filling, began = Usage(server), time.perf_counter()
         async with client.events.publisher(acknowledge=True) as publisher:
             for _ in range(size):
                 await publisher.publish("growth.a", DATA)
             await publisher.flush(timeout_s=300)
-        publish_us = await _median_us(lambda: client.events.publish("growth.a", DATA), 300)
+        fill_s, fill_cpu_s = time.perf_counter() - began, filling.since()
+        stored = (await stream.info()).state.messages
+        assert stored == size, f"{stored:,} records of {size:,} are stored"
+        usage = Usage(server)
+        publish_us = await _median_us(lambda: client.events.publish("growth.a", DATA), CALLS)
+        publish_s = usage.since()
 
         async def read() -> None:
-            await client.events.fetch_from("growth", start=max(size // 2, 1), messages_max=1)
+            got, _ = await client.events.fetch_from("growth", start=size // 2, messages_max=1)
+            assert len(got) == 1, "the middle is not there"
 
-        fetch_us = await _median_us(read, 300)
-        usage = Usage(server)
+        fetch_us = await _median_us(read, CALLS)
+        fetch_s = usage.since() - publish_s
+        figures = {
+            "filled_per_s": size / fill_s,
+            "fill_cpu_s_per_million": fill_cpu_s / size * 1e6,
+            "publish_us": publish_us,
+            "cpu_s_per_million": publish_s / CALLS * 1e6,
+            "fetch_us": fetch_us,
+            "fetch_cpu_s_per_million": fetch_s / CALLS * 1e6,
+        } | _mib(usage)
         began = time.perf_counter()
         await stream.purge(size // 2)
-        purge_s = time.perf_counter() - began
-    return {"publish_us": publish_us, "fetch_us": fetch_us, "purge_half_s": purge_s} | _mib(usage)
+        figures["purge_half_s"] = time.perf_counter() - began
+    return figures
 
 
 async def members(server: ServerProcess, size: int) -> Figures:
@@ -181,12 +220,16 @@ async def members(server: ServerProcess, size: int) -> Figures:
             joined += await asyncio.gather(*(_joined(client, name) for name in names))
         await asyncio.sleep(1.0)
         usage, began = Usage(server), time.perf_counter()
-        await asyncio.sleep(3.0)
-        cpu_s = usage.since() / (time.perf_counter() - began)
+        await asyncio.sleep(BEATS_S)
+        used_s, took_s = usage.since(), time.perf_counter() - began
         list_us = await _median_us(client.members.list, 5)
-        for membership in joined:
-            await membership.close()
-    return {"cores_at_a_beat_a_second_each": cpu_s, "list_us": list_us} | _mib(usage)
+        await asyncio.gather(*(membership.close() for membership in joined))
+    beats = size * took_s  # a third of the lease is a second
+    return {
+        "cores_at_a_beat_a_second_each": used_s / took_s,
+        "cpu_s_per_million": used_s / beats * 1e6,
+        "list_us": list_us,
+    } | _mib(usage)
 
 
 async def _joined(client: tidewire.Client, name: str) -> Any:
@@ -217,7 +260,8 @@ async def _median_us(call: Callable[[], Awaitable[Any]], times: int) -> float:
 SIZES: Final[dict[str, tuple[Callable[[ServerProcess, int], Awaitable[Figures]], list[int]]]] = {
     "subscribers": (subscribers, [1, 10, 100, 1_000]),
     "subjects": (subjects, [1, 100, 10_000, 100_000]),
-    "consumers": (consumers, [1, 10, 100]),
+    "consumers": (consumers, [1, 10, 100, 1_000]),
+    "connections": (connections, [1, 10, 100, 1_000]),
     "records": (records, [10_000, 100_000, 1_000_000, 10_000_000]),
     "members": (members, [10, 100, 1_000, 5_000]),
 }
@@ -263,6 +307,8 @@ async def _bounded(work: Awaitable[Figures]) -> Figures:
 
 def table(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table; a size that failed has its reason below it."""
+    if not rows:
+        return f"### {kind}\n\nno sizes\n"
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "failed"))
     lines = [f"### {kind}", "", f"| {' | '.join(columns)} |", "| ---: " * len(columns) + "|"]
     lines += [f"| {' | '.join(_text(row.get(name)) for name in columns)} |" for row in rows]

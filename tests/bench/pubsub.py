@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tidewire
+from bench.usage import cpu_s
 from support.process import ServerProcess
 
 SUBJECT = "bench.messages"
@@ -87,12 +87,6 @@ def publish_process(
     done.set()
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time a process has used."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
-
-
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -115,10 +109,10 @@ def main() -> None:
         publisher = context.Process(target=publish_process, args=(url, *sizes, done, results))
         publisher.start()
         figures: dict[str, Any] = {"wire": arguments.wire, "bytes": arguments.bytes}
-        cpu_s = cpu_seconds(server.pid)
+        used_s = cpu_s(server.pid)
         for _ in range(2):
             figures |= results.get(timeout=300)
-        figures["server_cpu_s"] = cpu_seconds(server.pid) - cpu_s
+        figures["server_cpu_s"] = cpu_s(server.pid) - used_s
         publisher.join()
         subscriber.join()
     figures["delivered_per_s"] = round(figures["received"] / figures["seconds"])

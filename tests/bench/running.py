@@ -11,9 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
 from bench.systems import NotSupportedError, Served, System
+from bench.usage import cpu_s, families, resident_bytes
 
 ROLES: Final = Path(__file__).with_name("roles.py")
 WORKER_TIMEOUT_S: Final = 90.0
@@ -113,10 +112,8 @@ class Run:
 
     def usage(self) -> tuple[float, int]:
         """CPU seconds and resident bytes of the server's processes."""
-        processes = [psutil.Process(pid) for pid in self.served.pids]
-        family = [each for one in processes for each in (one, *one.children(recursive=True))]
-        cpu_s = sum(sum(each.cpu_times()[:2]) for each in family)
-        return cpu_s, sum(each.memory_info().rss for each in family)
+        family = families(self.served.pids)
+        return sum(map(cpu_s, family)), sum(map(resident_bytes, family))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench import growth, limits, main, report, running
+from bench import growth, limits, main, report, running, usage
 from bench.goals import GOALS, Against, Goal, Growth, Memory
 from bench.progress import Progress
 from bench.running import WorkerFailedError, measuring
@@ -203,3 +205,20 @@ def test_json_is_printed_for_programs(
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "results.json").read_text())
     assert ["./run bench --json --systems none query"] == printed["commands"]
+
+
+def test_cpu_of_another_process_is_told_exactly() -> None:
+    """CPU of a process that works is its own account of it; one that is gone is an error."""
+    program = "import time\nwhile time.process_time() < 0.2: pass\nprint('x', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        used_s = usage.cpu_s(process.pid)
+        assert 0.2 <= used_s < 0.4
+        assert usage.resident_bytes(process.pid) > 1 << 20
+        assert process.pid in usage.families([os.getpid()])
+        process.communicate(b"\n")
+    with pytest.raises(OSError, match="Invalid argument"):
+        usage.cpu_s(process.pid)
