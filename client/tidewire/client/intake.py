@@ -5,7 +5,7 @@ Most messages find room in an open batch, which was granted to it in pieces; onl
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -59,7 +59,8 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
         self.batch_bytes_max = BATCH_BYTES_MAX
         self._pending_bytes = 0
-        self._groups: dict[str, Group] = {}
+        # Of a plain dict, which keeps the places of what was taken out, the first is found slowly.
+        self._groups: OrderedDict[str, Group] = OrderedDict()
         self._full: deque[Group] = deque()
         self._failure: TidewireError | None = None
         self._unreached: TidewireError | None = None

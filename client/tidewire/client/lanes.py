@@ -125,9 +125,19 @@ def read_ack(
 class Lane:
     """The messages of one subject of one publisher."""
 
-    __slots__ = ("broken", "delay_s", "epoch", "held", "in_flight", "next_sequence", "producer_id")
+    __slots__ = (
+        "broken",
+        "delay_s",
+        "epoch",
+        "held",
+        "in_flight",
+        "next_sequence",
+        "producer_id",
+        "subject",
+    )
 
-    def __init__(self, producer_id: str) -> None:
+    def __init__(self, subject: str, producer_id: str) -> None:
+        self.subject = subject
         self.producer_id = producer_id
         self.epoch = 1
         self.next_sequence = 1
@@ -152,7 +162,9 @@ class Lanes:
     def __init__(self, publisher_id: str, lanes_max: int) -> None:
         self._publisher_id = publisher_id
         self._lanes_max = lanes_max
-        self._lanes: OrderedDict[str, Lane] = OrderedDict()
+        self._lanes: dict[str, Lane] = {}
+        self._idle: OrderedDict[str, None] = OrderedDict()
+        """Subjects of lanes with nothing on its way or held back, the longest idle first."""
         self._made = 0
         self.held = 0
 
@@ -170,6 +182,7 @@ class Lanes:
         """Take note that a batch was taken."""
         if item.lane is not None:
             item.lane.in_flight -= 1
+            self._rest(item.lane)
 
     def refused(self, item: Item, error: TidewireError) -> bool:
         """Take note that a batch was refused; true when it is held to be sent again."""
@@ -213,6 +226,7 @@ class Lanes:
         lane.next_sequence = 1
         for entry in (*tried, *fresh):
             lane.number(entry)
+        self._rest(lane)
         return (*tried, *fresh)
 
     def held_items(self) -> list[Item]:
@@ -230,13 +244,15 @@ class Lanes:
     def _lane(self, subject: str) -> Lane:
         lane = self._lanes.get(subject)
         if lane is not None:
-            self._lanes.move_to_end(subject)
+            self._idle.pop(subject, None)
             return lane
-        if len(self._lanes) >= self._lanes_max:
-            for old, candidate in self._lanes.items():
-                if not candidate.in_flight and not candidate.held and not candidate.broken:
-                    del self._lanes[old]
-                    break
+        # Those in use are bounded by what may be on its way.
+        while len(self._lanes) >= self._lanes_max and self._idle:
+            del self._lanes[self._idle.popitem(last=False)[0]]
         self._made += 1
-        lane = self._lanes[subject] = Lane(f"{self._publisher_id}-{self._made}")
+        lane = self._lanes[subject] = Lane(subject, f"{self._publisher_id}-{self._made}")
         return lane
+
+    def _rest(self, lane: Lane) -> None:
+        if not lane.in_flight and not lane.held and not lane.broken:
+            self._idle[lane.subject] = None
