@@ -97,10 +97,23 @@ def overlaps(left: str, right: str) -> bool:
     return True
 
 
+class _Node(Generic[Value]):
+    """A token of patterns with wildcards, below the tokens before it."""
+
+    __slots__ = ("below", "rest", "values")
+
+    def __init__(self) -> None:
+        self.below: dict[str, _Node[Value]] = {}
+        self.values: list[Value] = []
+        """Of the pattern that ends here."""
+        self.rest: list[Value] = []
+        """Of the pattern that ends here with one more token, ``>``."""
+
+
 class SubjectIndex(Generic[Value]):
     """
     Patterns with values, looked up by subject. A lookup costs a dict read when the subject was seen
-    before.
+    before, and else a step for each token, however many patterns there are.
 
     The cache of lookups holds at most `CACHE_ENTRIES_MAX` subjects and is dropped on every change.
     """
@@ -108,6 +121,7 @@ class SubjectIndex(Generic[Value]):
     def __init__(self) -> None:
         self._exact: dict[str, list[Value]] = {}
         self._wild: dict[str, list[Value]] = {}
+        self._tree: _Node[Value] = _Node()
         self._found: dict[str, tuple[Value, ...]] = {}
 
     def __len__(self) -> int:
@@ -121,16 +135,24 @@ class SubjectIndex(Generic[Value]):
 
     def add(self, pattern: str, value: Value) -> None:
         """Add a value under a valid pattern; the same value may be added under several."""
-        self._table(pattern).setdefault(pattern, []).append(value)
+        if "*" not in pattern and ">" not in pattern:
+            self._exact.setdefault(pattern, []).append(value)
+        else:
+            values = self._wild.get(pattern)
+            if values is None:
+                values = self._wild[pattern] = self._grow(pattern)
+            values.append(value)
         self._found.clear()
 
     def remove(self, pattern: str, value: Value) -> None:
         """Remove one value that was added under this pattern."""
-        table = self._table(pattern)
+        table = self._exact if pattern in self._exact else self._wild
         values = table[pattern]
         values.remove(value)
         if not values:
             del table[pattern]
+            if table is self._wild:
+                self._prune(self._tree, pattern.split("."), 0)
         self._found.clear()
 
     def find(self, subject: str) -> tuple[Value, ...]:
@@ -140,21 +162,50 @@ class SubjectIndex(Generic[Value]):
         """
         found = self._found.get(subject)
         if found is None:
+            if not self._wild and not self._exact:
+                return ()
             if len(self._found) >= CACHE_ENTRIES_MAX:
                 self._found.clear()
-            found = self._found[subject] = self._search(subject)
+            found = self._found[subject] = self.search(subject)
         return found
 
-    def _search(self, subject: str) -> tuple[Value, ...]:
+    def search(self, subject: str) -> tuple[Value, ...]:
+        """The same, for who keeps what was found."""
+        lists = [self._exact[subject]] if subject in self._exact else []
+        nodes = [self._tree] if self._wild else []
+        for token in subject.split("."):
+            below: list[_Node[Value]] = []
+            for node in nodes:
+                if node.rest:
+                    lists.append(node.rest)
+                for step in (token, "*"):
+                    child = node.below.get(step)
+                    if child is not None:
+                        below.append(child)
+            nodes = below
+        lists += [node.values for node in nodes if node.values]
+        if len(lists) == 1 and len(lists[0]) == 1:
+            return (lists[0][0],)
         # By identity: a value need not be hashable, and comparing each with each is quadratic.
-        values = {id(value): value for value in self._exact.get(subject, ())}
-        for pattern, wild in self._wild.items():
-            if matches(pattern, subject):
-                values.update((id(value), value) for value in wild)
-        return tuple(values.values())
+        return tuple({id(value): value for values in lists for value in values}.values())
 
-    def _table(self, pattern: str) -> dict[str, list[Value]]:
-        return self._wild if "*" in pattern or ">" in pattern else self._exact
+    def _grow(self, pattern: str) -> list[Value]:
+        """The list of values of a new pattern with wildcards, in its place in the tree."""
+        node = self._tree
+        for part in pattern.split("."):
+            if part == ">":
+                return node.rest
+            node = node.below.setdefault(part, _Node())
+        return node.values
+
+    def _prune(self, node: "_Node[Value]", tokens: list[str], depth: int) -> None:
+        """Drop the nodes of a pattern that nothing needs any more."""
+        if depth == len(tokens) or tokens[depth] == ">":
+            return
+        child = node.below[tokens[depth]]
+        self._prune(child, tokens, depth + 1)
+        if not child.below and not child.values and not child.rest:
+            del node.below[tokens[depth]]
 
 
 def _invalid(what: str, text: str, rule: str) -> InvalidSubject:

@@ -184,3 +184,34 @@ def test_the_cache_of_lookups_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         assert (1,) == index.find(f"s{number}")
 
     assert len(index._found) <= 10
+
+
+def test_what_was_removed_leaves_no_nodes() -> None:
+    """Patterns that come and go do not pile up in the tree."""
+    index: SubjectIndex[int] = SubjectIndex()
+    index.add("a.*", 1)
+    for number in range(100):
+        index.add(f"a.{number}.*.b.>", 2)
+    for number in range(100):
+        index.remove(f"a.{number}.*.b.>", 2)
+
+    assert ["*"] == list(index._tree.below["a"].below)
+    assert (1,) == index.find("a.b")
+
+
+def test_a_lookup_looks_at_the_patterns_on_its_way_only() -> None:
+    """Ten thousand patterns of other first tokens are not looked at: a step for each token."""
+    index: SubjectIndex[int] = SubjectIndex()
+    for number in range(10_000):
+        index.add(f"t{number}.*.>", number)
+    looked: list[str] = []
+
+    class Watched(dict[str, object]):
+        def get(self, key: str, default: object = None) -> object:
+            looked.append(key)
+            return super().get(key, default)
+
+    index._tree.below = Watched(index._tree.below)  # type: ignore[assignment]
+
+    assert (77,) == index.search("t77.x.y")
+    assert ["t77", "*"] == looked
