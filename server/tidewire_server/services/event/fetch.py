@@ -139,7 +139,9 @@ class Fetcher:
         self._exchange.follow(follower)
         try:
             while allowance.is_open:
-                if follower.head is None and not await follower.fill():
+                # Nobody follows on: what is read beyond the answer would be read for nothing.
+                wanted = allowance.messages_left, credit.bytes_until - body_bytes
+                if follower.head is None and not await follower.fill(*wanted):
                     if not follower.is_caught_up:
                         continue
                     if response.deliveries or clock() >= until or self._is_draining:

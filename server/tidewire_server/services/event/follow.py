@@ -100,9 +100,15 @@ class StreamFollower:
                 self.stream, self.position - 1, self.wanted.patterns
             )
 
-    async def fill(self) -> bool:
+    async def fill(
+        self, messages_max: int = READ_MESSAGES_MAX, bytes_max: int = READ_BYTES_MAX
+    ) -> bool:
         """
         Read on when nothing is ready. Returns whether something is.
+
+        Args:
+            messages_max: What the caller wants at most; the last batch may go over.
+            bytes_max: Body bytes it wants at most; one batch comes whatever its size.
 
         Raises:
             DataCorrupt: The next sequences are damaged; `skip_to` leads past them.
@@ -116,8 +122,8 @@ class StreamFollower:
         part = await self._engine.read_stream(
             self.stream,
             before,
-            messages_max=READ_MESSAGES_MAX,
-            bytes_max=READ_BYTES_MAX,
+            messages_max=min(messages_max, READ_MESSAGES_MAX),
+            bytes_max=min(bytes_max, READ_BYTES_MAX),
             subjects=self.wanted.patterns,
         )
         if self._read_to == before:  # nobody skipped meanwhile

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -10,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from support.events import MUCH, Events, event_service, payloads, sequences
 from tidewire import errors
 from tidewire.v1 import common_pb2, event_pb2
+from tidewire_server.engine.base import StreamSlice
 
 ALL = event_pb2.StartPosition(all=True)
 
@@ -141,6 +143,30 @@ async def test_fetch_reads_a_stream(events: Events) -> None:
         position = response.next_sequence
 
     assert list(range(1, 101)) == got
+
+
+async def test_fetch_reads_no_more_than_it_answers(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored behind the answer is not read; a fetch of more reads all it needs."""
+    for i in range(50):
+        await events.publish("s.a", [b"%d" % i] * 10)
+    read: list[int] = []
+    engine = events.core.engine
+    unwatched = engine.read_stream
+
+    async def read_stream(*arguments: Any, **limits: Any) -> StreamSlice:
+        part = await unwatched(*arguments, **limits)
+        read.append(len(part.batches))
+        return part
+
+    monkeypatch.setattr(engine, "read_stream", read_stream)
+    source = event_pb2.OrderedSource(stream="S", start=event_pb2.StartPosition(sequence=201))
+    for wanted, batches in ((1, 1), (10, 1), (11, 2), (300, 30)):
+        read.clear()
+        request = event_pb2.FetchRequest(ordered=source, messages_max=wanted, bytes_max=1 << 20)
+        response = await events.stub.Fetch(request)
+        assert batches == len(response.deliveries) == sum(read)
 
 
 async def test_fetch_waits_for_the_first_message(events: Events) -> None:
