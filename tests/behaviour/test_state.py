@@ -76,6 +76,27 @@ async def test_one_writer_of_many_wins(client: tidewire.Client, name: str) -> No
     assert {winners[0].revision} == {loser.figure("actual_revision") for loser in losers}
 
 
+async def test_many_keys_are_read_at_once(client: tidewire.Client, name: str) -> None:
+    """By one request or by many at a time: each key has its own answer, as many as there are."""
+    keys = [f"{name}/{number:02}" for number in range(30)]
+    for key in keys[::2]:
+        await client.state.put(key, key * 10)
+    entries = await client.state.get_many([*keys, keys[0]])
+    alone = await asyncio.gather(*(client.state.get(key) for key in keys))
+    refused = await asyncio.gather(
+        *(client.state.get(key) for key in ("no key", keys[0], keys[1])), return_exceptions=True
+    )
+
+    assert keys[::2] == list(entries)
+    assert [entries.get(key) for key in keys] == alone
+    assert [key * 10 for key in keys[::2]] == [entry.text for entry in entries.values()]
+    assert isinstance(refused[0], errors.InvalidKey)
+    assert [alone[0], None] == refused[1:]
+    assert {} == await client.state.get_many([])
+    with pytest.raises(errors.InvalidKey):
+        await client.state.get_many([keys[0], "no key"])
+
+
 async def test_ranges_are_of_one_revision(client: tidewire.Client, name: str) -> None:
     """In byte order, by pages, with a prefix; pages agree though somebody writes between them."""
     for number in range(10):

@@ -48,6 +48,7 @@ async def events(client: tidewire.Client) -> None:
 async def state_and_queries(client: tidewire.Client) -> None:
     """A key may be absent; a query has a reply."""
     assert_type(await client.state.get("a"), tidewire.Entry | None)
+    assert_type(await client.state.get_many(["a", "b"]), dict[str, tidewire.Entry])
     assert_type(await client.state.put("a", "text", expected_revision=0), tidewire.Entry)
     assert_type(await client.state.delete("a"), tidewire.Deleted)
     assert_type(await client.state.transact().put("a", "1").commit(), tidewire.TransactionResult)

@@ -132,20 +132,27 @@ def read_entry(
     durability: common_pb2.Durability.ValueType = common_pb2.DURABILITY_UNSPECIFIED,
 ) -> Entry:
     """Return an entry with its value decompressed; errors: see `wire.payload.decode_payload`."""
-    has_value = entry.HasField("value")
+    value, content_type = None, ""
+    headers: tuple[tuple[str, bytes], ...] = ()
+    if entry.HasField("value"):
+        payload = entry.value
+        value = decode_payload(payload)
+        content_type = payload.content_type
+        if payload.header:
+            headers = tuple(headers_of(payload))
     return Entry(
-        key=entry.key,
-        value=decode_payload(entry.value) if has_value else None,
-        revision=entry.revision,
-        create_revision=entry.create_revision,
-        version=entry.version,
-        ttl_s=to_seconds(entry.ttl) if entry.HasField("ttl") else None,
-        expires=to_datetime(entry.expires) if entry.HasField("expires") else None,
-        lease_node_id=entry.lease_node_id,
-        time=to_datetime(entry.time) if entry.HasField("time") else None,
-        content_type=entry.value.content_type if has_value else "",
-        headers=tuple(headers_of(entry.value)) if has_value else (),
-        durability=level_of(durability),
+        entry.key,
+        value,
+        entry.revision,
+        entry.create_revision,
+        entry.version,
+        to_seconds(entry.ttl) if entry.HasField("ttl") else None,
+        to_datetime(entry.expires) if entry.HasField("expires") else None,
+        entry.lease_node_id,
+        to_datetime(entry.time) if entry.HasField("time") else None,
+        content_type,
+        headers,
+        level_of(durability),
     )
 
 

@@ -1,7 +1,7 @@
 """State: shared versioned values."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from tidewire.client.entries import (
@@ -16,6 +16,7 @@ from tidewire.client.naming import Durability, durability_of
 from tidewire.client.opening import Opening
 from tidewire.client.polled import Pages
 from tidewire.client.session import Session
+from tidewire.client.state_gets import Gets
 from tidewire.client.times import to_duration
 from tidewire.client.transaction import Transaction, put_request
 from tidewire.client.watching import Watch
@@ -41,6 +42,7 @@ class State:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._stub = StateServiceStub(session.channel)
+        self._gets = Gets(session, self._stub)
 
     async def get(self, key: str, *, revision: int = 0) -> Entry | None:
         """
@@ -53,9 +55,28 @@ class State:
         Raises:
             RevisionCompacted: History does not go back so far.
         """
-        request = state_pb2.GetRequest(key=key, revision=revision)
-        response = await self._session.unary(self._stub.Get, request)
-        return read_entry(response.entry) if response.HasField("entry") else None
+        if revision:
+            return await self._gets.alone(key, revision)
+        return await self._gets.get(key)
+
+    async def get_many(self, keys: Iterable[str], *, revision: int = 0) -> dict[str, Entry]:
+        """
+        Read several keys as they are at one moment; those that are not there are left out.
+
+        One request for up to 1,024 keys, unless the answer is larger than a message may be.
+
+        Args:
+            keys: Keys.
+            revision: Read what was current at this store revision; 0 means now.
+
+        Returns:
+            Entries by key, in the order of the keys.
+
+        Raises:
+            InvalidKey: One of them is not a key; the field says which.
+            RevisionCompacted: History does not go back so far.
+        """
+        return await self._gets.many(keys, revision)
 
     async def put(
         self,

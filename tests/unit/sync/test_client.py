@@ -133,6 +133,9 @@ def test_state_members_commands_and_checkpoints(client: Any) -> None:
         while "put" not in kinds:
             kinds.append(watch.next(timeout_s=WAIT_S).kind.value)
     result = client.state.transact().if_exists("a").put("b", "2").get("b").commit()
+    assert {"b": "2", "a": "1"} == {
+        key: entry.text for key, entry in client.state.get_many(["b", "none", "a"]).items()
+    }
     operator = client.checkpoints.operator("job")
     operator.acquire()
     committed = operator.commit("state", changes=client.state.transact().put("c", "3"))
