@@ -28,7 +28,10 @@ from tidewire.errors import (
 from tidewire.v1 import common_pb2, query_pb2
 
 OPEN_WAIT_S: Final = 1.0
-"""For the greeting of the stream; without it queries go on by calls, until the next try."""
+"""
+How long queries wait for a stream that is being opened; then they, and those that follow until it
+is there, go by calls.
+"""
 GRACE_S_LEAST: Final = 0.1
 
 
@@ -49,6 +52,8 @@ class Asker:
         self._numbers = numbers
         self._opening: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._slow = False
+        """The stream that is being opened is not waited for."""
         self._failures = 0
         self._next_try_s = 0.0
         # Several servers: queries are spread one by one, which a stream to one of them is not.
@@ -71,7 +76,10 @@ class Asker:
                 # Who asks first does not wait: a client that asks once makes one call.
                 self._open()
                 return None
+            if self._slow:
+                return None
             await asyncio.wait([opening], timeout=min(OPEN_WAIT_S, limit_s))
+            self._slow = not opening.done()
         while self.stream is not None and self.stream.full:
             await self.stream.wait_room(max(ends_s - self._session.clock(), 0.0))
         return self.stream
@@ -139,6 +147,7 @@ class Asker:
             opening.set_result(None)
         if self._opening is opening:
             self._opening = None
+            self._slow = False
 
     def _not_opened(self, problem: TidewireError) -> None:
         if isinstance(problem, Unimplemented | PermissionDenied | WireUnsuitable):
@@ -156,13 +165,14 @@ class Asker:
         request = query_pb2.AskManyRequest()
         request.open.client_id = self._session.options.name
         request.open.request_prefix = self._numbers.prefix
+        limit_s = self._session.options.timeout_s
         try:
-            async with asyncio.timeout(OPEN_WAIT_S):
+            async with asyncio.timeout(limit_s):
                 await call.write(request)
                 response = await call.read()
         except TimeoutError:
             raise ConnectionLost(
-                f"a stream of queries got no greeting within {OPEN_WAIT_S:g} s"
+                f"a stream of queries got no greeting within {limit_s:g} s"
             ) from None
         if response is grpc.aio.EOF:
             raise ConnectionLost("the server ended the stream of queries at once")

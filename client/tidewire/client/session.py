@@ -12,7 +12,13 @@ import grpc.aio
 from google.rpc import code_pb2
 
 from tidewire.client.retry import RetryBudget, RetryPolicy, may_repeat
-from tidewire.client.translate import RPC_ERRORS, is_own_cancellation, translate
+from tidewire.client.translate import (
+    NOT_SENT,
+    RPC_ERRORS,
+    SENT,
+    is_own_cancellation,
+    translate,
+)
 from tidewire.errors import CodecUnsupported, ConnectionLost, TidewireError
 from tidewire.v1 import common_pb2
 from tidewire.wire.codec import CodecName, codec_of, codecs_installed, name_of
@@ -202,7 +208,7 @@ class Session:
     def check_open(self) -> None:
         """Raise `ConnectionLost` once the client is closed."""
         if self.closed:
-            raise ConnectionLost("this client is closed; connect again")
+            raise ConnectionLost("this client is closed; connect again", metadata={SENT: NOT_SENT})
 
 
 def check_codec(codec: CodecName, offered: common_pb2.Opened | None) -> None:
