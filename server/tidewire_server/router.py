@@ -163,7 +163,9 @@ class Router(grpc.GenericRpcHandler):
                 behaviour = self._around(method, handler.unary_unary, streaming=False)
                 direct = direct_of(handler.unary_unary)
                 if direct is not None:
-                    cast("Any", behaviour).direct = self._directly(method, direct)
+                    cast("Any", behaviour).direct = self._directly(
+                        method, direct, handler.unary_unary
+                    )
                 make = grpc.unary_unary_rpc_method_handler
         return make(behaviour, deserializer, handler.response_serializer)
 
@@ -203,8 +205,8 @@ class Router(grpc.GenericRpcHandler):
 
         return call
 
-    def _directly(self, method: str, behaviour: Direct) -> Direct:
-        """Wrap a handler that needs no task with the same."""
+    def _directly(self, method: str, direct: Direct, behaviour: Behaviour) -> Direct:
+        """Wrap a handler that needs no task with the same; ``behaviour`` serves what needs one."""
         metrics, authorize = self._metrics, self._authorize
 
         def finished(call: ServerCall) -> None:
@@ -220,7 +222,9 @@ class Router(grpc.GenericRpcHandler):
                     raise request.error
                 if authorize is not None:
                     authorize(principal(call), method)
-                behaviour(request, call)
+                if direct(request, call):
+                    work = _answer(method, behaviour, request, call)
+                    call.task = call.link.loop.create_task(work)
             except errors.TidewireError as error:
                 call.fail(error)
             except Exception as error:  # noqa: BLE001 (the last line of defence: logged, answered)
@@ -245,6 +249,19 @@ class Router(grpc.GenericRpcHandler):
                 ) from None
 
         return deserialize
+
+
+async def _answer(method: str, behaviour: Behaviour, request: Any, call: ServerCall) -> None:
+    """Serve a call by a coroutine that could not be served at once."""
+    try:
+        call.answer(await behaviour(request, call))
+    except errors.TidewireError as error:
+        call.fail(error)
+    except asyncio.CancelledError:
+        call.fail(errors.Cancelled("the handler was cancelled"))
+        raise
+    except Exception as error:  # noqa: BLE001 (the last line of defence: logged, answered)
+        call.fail(_mistake(method, error))
 
 
 async def abort(context: Context, error: errors.TidewireError) -> None:

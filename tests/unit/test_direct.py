@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ LIMIT_S = 10.0
 SAY = "/support.echo.v1.EchoService/Say"
 _Echo: Any = echo_pb2_grpc.EchoServiceServicer
 
-Begin = Callable[[echo_pb2.SayRequest, ServerCall], None]
+Begin = Callable[[echo_pb2.SayRequest, ServerCall], bool | None]
 
 
 class Direct(_Echo):  # type: ignore[misc]
@@ -33,16 +33,19 @@ class Direct(_Echo):  # type: ignore[misc]
     def __init__(self, begin: Begin) -> None:
         self.begin = begin
         self.coroutines = 0
+        self.slowly: Callable[[echo_pb2.SayRequest], Awaitable[None]] | None = None
 
     @served_directly_by("say_directly")
     async def Say(self, request: echo_pb2.SayRequest, context: Any) -> echo_pb2.SayResponse:
         """Echo, where there is nothing better."""
         self.coroutines += 1
+        if self.slowly is not None:
+            await self.slowly(request)
         return echo_pb2.SayResponse(text=request.text)
 
-    def say_directly(self, request: echo_pb2.SayRequest, call: ServerCall) -> None:
+    def say_directly(self, request: echo_pb2.SayRequest, call: ServerCall) -> bool | None:
         """Do as told."""
-        self.begin(request, call)
+        return self.begin(request, call)
 
 
 @asynccontextmanager
@@ -82,6 +85,62 @@ async def test_an_answer_comes_without_a_task(begin: Begin) -> None:
         assert 0 == service.coroutines
         assert 3 == metrics.latency(SAY).count
         assert 0 == metrics.in_flight()
+
+
+@pytest.mark.parametrize("trailers", [(), (("k", "v"),)])
+async def test_an_answer_may_be_encoded_already(trailers: tuple[tuple[str, str], ...]) -> None:
+    """It is the caller's as it is, with what else was set; after the end it is nothing."""
+
+    def begin(request: echo_pb2.SayRequest, call: ServerCall) -> None:
+        if trailers:
+            call.set_trailing_metadata(trailers)
+        for text in (request.text, "late"):
+            call.answer_encoded(echo_pb2.SayResponse(text=text).SerializeToString())
+
+    async with serving(begin) as (stub, _, metrics, _), asyncio.timeout(LIMIT_S):
+        call = stub.Say(echo_pb2.SayRequest(text="a"))
+
+        assert "a" == (await call).text
+        assert trailers == tuple(await call.trailing_metadata())
+        assert 0 == metrics.in_flight()
+
+
+async def test_what_cannot_be_done_at_once_gets_a_task() -> None:
+    """The coroutine answers, fails and is cancelled with its call, and is counted once."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def slowly(request: echo_pb2.SayRequest) -> None:
+        await asyncio.sleep(0)
+        match request.text:
+            case "fail":
+                raise errors.NoResponders("nobody is there")
+            case "mistake":
+                raise KeyError("secret")
+            case "wait":
+                begun.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.set()
+
+    async with serving(lambda *_: True) as (stub, service, metrics, _):
+        service.slowly = slowly
+        async with asyncio.timeout(LIMIT_S):
+            assert "a" == (await stub.Say(echo_pb2.SayRequest(text="a"))).text
+            failures = []
+            for text in ("fail", "mistake"):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.Say(echo_pb2.SayRequest(text=text))
+                failures.append(translate(caught.value))
+            call = stub.Say(echo_pb2.SayRequest(text="wait"))
+            await begun.wait()
+            call.cancel()
+            await ended.wait()
+
+            assert [errors.NoResponders, errors.Internal] == [type(each) for each in failures]
+            assert "secret" not in failures[1].message
+            assert 0 == metrics.in_flight()
+            assert 4 == metrics.latency(SAY).count
 
 
 @pytest.mark.parametrize("way", ["raised", "told", "mistake"])

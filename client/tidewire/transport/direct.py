@@ -6,20 +6,19 @@ such a handler itself. gRPC knows no handlers of this kind, so that each is an a
 coroutine that does the same.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from tidewire.errors import Cancelled
 from tidewire.transport.context import ServerCall
 
-Direct = Callable[[Any, ServerCall], None]
+Direct = Callable[[Any, ServerCall], bool | None]
 """
 A handler of one request and one response that is called in the reader's turn and must not block.
 
 It ends its call by :meth:`ServerCall.answer` or :meth:`ServerCall.fail`, then or later; what it
-raises ends the call too. It is the attribute ``direct`` of a ``unary_unary`` behaviour, which
-serves wherever there is none of this.
+raises ends the call too. One that cannot do it without waiting returns True and has done nothing:
+the coroutine then serves the call, in a task. It is the attribute ``direct`` of a ``unary_unary``
+behaviour, which serves wherever there is none of this.
 """
 
 BehaviourT = TypeVar("BehaviourT", bound=Callable[..., Any])
@@ -33,21 +32,6 @@ def served_directly_by(name: str) -> Callable[[BehaviourT], BehaviourT]:
         return behaviour
 
     return mark
-
-
-def answer_later(behaviour: Callable[[Any, Any], Any], request: Any, call: ServerCall) -> None:
-    """Serve a call by a coroutine function after all, in a task, when it cannot be done at once."""
-    call.task = call.link.loop.create_task(_answer(behaviour, request, call))
-
-
-async def _answer(behaviour: Callable[[Any, Any], Any], request: Any, call: ServerCall) -> None:
-    try:
-        call.answer(await behaviour(request, call))
-    except asyncio.CancelledError:
-        call.fail(Cancelled("the handler was cancelled"))
-        raise
-    except Exception as error:  # noqa: BLE001 (whatever a handler raises ends its call)
-        call.fail(error)
 
 
 def direct_of(behaviour: Any) -> Direct | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from tidewire import errors
 from tidewire.transport.context import ServerCall
-from tidewire.transport.direct import answer_later, served_directly_by
+from tidewire.transport.direct import served_directly_by
 from tidewire.v1 import state_pb2, state_pb2_grpc
 from tidewire_server.core import Context, Core, principal
 from tidewire_server.engine.base import Committed, RequestKey, Transaction
@@ -95,14 +95,14 @@ class StateService(state_pb2_grpc.StateServiceServicer):
         check_key(request.key)
         return await self._engine.get_state(request.key, request.revision)
 
-    def get_directly(self, request: state_pb2.GetRequest, call: ServerCall) -> None:
-        """Do what `Get` does, at once when the entry is in memory."""
+    def get_directly(self, request: state_pb2.GetRequest, call: ServerCall) -> bool:
+        """Do what `Get` does when the entry is in memory; True: it is not."""
         # A key that is in memory is a key: it was checked when it was read first.
         found = None if request.revision else self._engine.find_state(request.key)
         if found is None:
-            answer_later(self.Get, request, call)
-        else:
-            call.answer_encoded(found)
+            return True
+        call.answer_encoded(found)
+        return False
 
     @served_directly_by("get_many_directly")
     async def GetMany(
@@ -114,16 +114,16 @@ class StateService(state_pb2_grpc.StateServiceServicer):
             request.keys, request.revision, bytes_max=self._core.limits.response_bytes_max
         )
 
-    def get_many_directly(self, request: state_pb2.GetManyRequest, call: ServerCall) -> None:
-        """Do what `GetMany` does, at once when all entries are in memory."""
+    def get_many_directly(self, request: state_pb2.GetManyRequest, call: ServerCall) -> bool:
+        """Do what `GetMany` does when all entries are in memory; True: they are not."""
         found = None
         if not request.revision and 0 < len(request.keys) <= KEYS_MAX:
             bytes_max = self._core.limits.response_bytes_max
             found = self._engine.find_states(request.keys, bytes_max)
         if found is None:
-            answer_later(self.GetMany, request, call)
-        else:
-            call.answer_encoded(found)
+            return True
+        call.answer_encoded(found)
+        return False
 
     async def Range(
         self, request: state_pb2.RangeRequest, context: Context
