@@ -1,6 +1,7 @@
 """The stream of somebody who asks often: its questions in hand, and what waits to be written."""
 
 import asyncio
+import contextlib
 from bisect import bisect_right, insort
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
@@ -11,8 +12,8 @@ from tidewire import errors
 from tidewire.v1 import query_pb2
 from tidewire.wire.deadlines import FOREVER, Deadlines
 from tidewire.wire.subject import check_subject
-from tidewire_server.core import Core
-from tidewire_server.services.outbox import Outbox
+from tidewire_server.core import Context, Core
+from tidewire_server.services.outbox import Outbox, OutboxClosed
 from tidewire_server.services.payload import bad_field, check_payload
 from tidewire_server.services.query.failures import (
     asker_too_slow,
@@ -220,12 +221,14 @@ class Asker:
         check_size(len(body), "questions.bare", self._core)
         return len(body)
 
-    def _cancel(self, ids: Iterable[int]) -> None:
-        wanted: dict[Part, list[int]] = {}
+    def _cancel(self, ids: Sequence[int]) -> None:
+        if len(ids) > OUTSTANDING_MAX:
+            raise bad_field("cancel.ids", f"has {len(ids)} entries; at most {OUTSTANDING_MAX}")
+        wanted: dict[Part, dict[int, None]] = {}  # each number once, in their order
         for number in ids:
             part = self._part_of(number)
             if part is not None:
-                wanted.setdefault(part, []).append(number - part.offset)
+                wanted.setdefault(part, {})[number - part.offset] = None
         for part, numbers in wanted.items():
             self._drop(part, numbers)
         self._close_when_done()
@@ -285,10 +288,7 @@ class Asker:
         """Tell that questions failed alike."""
         self.outstanding -= len(ids)
         self._core.counters.add("query_failures_total", len(ids))
-        response = query_pb2.AskManyResponse()
-        response.failed.ids.extend(ids)
-        response.failed.error.CopyFrom(error.to_status())
-        self._send(response)
+        self._send(_failure(ids, error))
         self._close_when_done()
 
     def no_reply(self, responder: str, number: int) -> errors.TidewireError:
@@ -309,8 +309,7 @@ class Asker:
 
     def drain(self) -> None:
         """Say that the server is going; what is asked from now on is refused."""
-        draining = query_pb2.AskManyResponse(draining=self._core.drain.message())
-        self.backlog.put_first(draining)
+        self.backlog.put(query_pb2.AskManyResponse(draining=self._core.drain.message()))
 
     def end(self) -> None:
         """The server goes: what is in hand has an unknown outcome, then the stream ends."""
@@ -370,8 +369,35 @@ class Asker:
         assert self.write_at_once is not None
         try:
             return self.write_at_once(response)
-        except errors.TidewireError:
-            return False  # the stream's writer meets it too
+        except errors.MessageTooLarge as error:
+            # A failure is small, so that this ends here.
+            return self._write_now(self._undeliverable(response, error))
+
+    async def write(self, context: Context) -> None:
+        """Write what waits, until the stream ends."""
+        backlog = self.backlog
+        with contextlib.suppress(OutboxClosed):
+            while True:
+                response = backlog.take_nowait() or await backlog.take()
+                try:
+                    await context.write(response)
+                except errors.MessageTooLarge as error:
+                    await context.write(self._undeliverable(response, error))
+
+    def _undeliverable(
+        self, response: query_pb2.AskManyResponse, error: errors.MessageTooLarge
+    ) -> query_pb2.AskManyResponse:
+        """Make the failure of questions whose answers are more than the asker takes."""
+        ids = response.answers.ids
+        self._core.counters.add("query_failures_total", len(ids))
+        return _failure(ids, error)
+
+
+def _failure(ids: Iterable[int], error: errors.TidewireError) -> query_pb2.AskManyResponse:
+    response = query_pb2.AskManyResponse()
+    response.failed.ids.extend(ids)
+    response.failed.error.CopyFrom(error.to_status())
+    return response
 
 
 def check_size(size: int, field: str, core: Core) -> None:

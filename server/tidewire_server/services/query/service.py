@@ -139,13 +139,13 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         asker.write_at_once = getattr(context, "write_nowait", None)
         if hasattr(context, "take_by"):
             context.take_by(asker.take_at_once)
-        self._serving.askers[asker] = None
+        self._serving.add_asker(asker)
         reader = asyncio.create_task(asker.read(request_iterator), name="query-asker")
         try:
-            await _write_all(asker.backlog, context)
+            await asker.write(context)
         finally:
             reader.cancel()
-            del self._serving.askers[asker]
+            self._serving.remove_asker(asker)
             asker.abandon()
 
     def _open(self, request: query_pb2.AskManyRequest) -> str:

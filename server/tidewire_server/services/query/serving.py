@@ -39,12 +39,11 @@ class Serving:
 
     Attributes:
         directory: Who serves what.
-        askers: Streams of askers; they end with the server as those of responders do.
     """
 
     def __init__(self, core: Core) -> None:
         self.directory: Directory[Responder] = Directory()
-        self.askers: dict[Asker, None] = {}
+        self._askers: dict[Asker, None] = {}
         self._core = core
         self._by_node: dict[str, dict[Responder, None]] = {}
         self._anonymous = 0
@@ -64,6 +63,16 @@ class Serving:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._end_streams()
+
+    def add_asker(self, asker: Asker) -> None:
+        """Let the stream of an asker hear of the end of the server."""
+        self._askers[asker] = None
+        if self._core.drain.started.is_set():
+            asker.drain()
+
+    def remove_asker(self, asker: Asker) -> None:
+        """The stream is over."""
+        del self._askers[asker]
 
     async def serve(self, requests: AsyncIterator[query_pb2.ServeRequest], context: Any) -> None:
         """Serve as a responder until the client ends it, or drains."""
@@ -177,13 +186,13 @@ class Serving:
         announcement = query_pb2.ServeResponse(draining=drain.message())
         for responder in list(self.directory.seats):
             responder.drain(announcement)
-        for asker in list(self.askers):
+        for asker in list(self._askers):
             asker.drain()
         await asyncio.sleep(drain.grace_s * GRACE_SHARE)
         self._end_streams()
 
     def _end_streams(self) -> None:
-        for asker in list(self.askers):
+        for asker in list(self._askers):
             asker.end()
         for responder in list(self.directory.seats):
             responder.outbox.close()
