@@ -151,6 +151,10 @@ class ReopeningStream(Generic[RequestT, ResponseT]):
     async def _run(self) -> None:
         try:
             await self._keep_open()
+        except asyncio.CancelledError as error:
+            # The task keeps its exception, and its frames would keep the call: with gRPC's library
+            # that is a connection which stays open for as long as somebody holds this object.
+            raise error.with_traceback(None) from None
         except Exception as error:  # noqa: BLE001 (the last line of defence)
             # A mistake of this library must not leave anybody waiting for ever.
             log.exception("%s failed", self.what)
