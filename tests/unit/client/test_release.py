@@ -48,7 +48,7 @@ async def subscribes(client: Client) -> object:
 
 
 async def serves(client: Client) -> object:
-    async with client.queries.serve("a", lambda query: b"y") as responder:
+    async with client.queries.serve("a", lambda _: b"y") as responder:
         await client.queries.ask("a", b"x")
         return responder
 
