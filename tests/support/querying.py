@@ -64,7 +64,7 @@ async def client_on(scheme: str, servicer: Any, **options: Any) -> AsyncIterator
     """A client of a scripted servicer over a real socket, with quick retries."""
     options.setdefault("timeout_s", WAIT_S)
     options.setdefault("retry", QUICK)
-    router = Router()
+    router: Any = Router()
     query_pb2_grpc.add_QueryServiceServicer_to_server(servicer, router)
     server: Any
     if scheme == "grpc":

@@ -18,7 +18,7 @@ from tidewire.errors import DeadlineExceeded, InvalidArgument, TidewireError, Un
 from tidewire.v1 import common_pb2, query_pb2
 from tidewire.v1.query_pb2_grpc import QueryServiceStub
 from tidewire.wire.codec import CodecName
-from tidewire.wire.payload import Value, encode_payload
+from tidewire.wire.payload import Value, as_bytes, encode_payload
 
 IN_FLIGHT_MAX: Final = 100
 REMAINING_S_MAX: Final = 3_600.0
@@ -349,8 +349,10 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
             body: bytes | common_pb2.Payload
             if type(value) is bytes and self._plain:
                 body = value
-            else:
+            elif isinstance(value, common_pb2.Payload) or not self._plain:
                 body = self._payload(value)
+            else:
+                body = b"" if value is None else as_bytes(value)
         except (TypeError, ValueError, TidewireError) as error:
             self._fail(query, error)
             return
@@ -360,9 +362,7 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
                 self._close_answers()
             self._flush_soon()
             return
-        if isinstance(body, bytes):
-            body = self._payload(value)
-        self._send(query, body, end=True)
+        self._send(query, self._payload(body), end=True)
 
     def _payload(self, value: Answer) -> common_pb2.Payload:
         if isinstance(value, common_pb2.Payload):

@@ -161,7 +161,9 @@ async def test_who_waits_no_longer_tells_the_server(scheme: str, way: str) -> No
     assert [expected, expected] == [type(outcome) for outcome in outcomes]
     if way == "deadline":
         prefix = requests_of(call, "open")[0].request_prefix
-        assert f"{prefix}{first}" == outcomes[0].metadata["request_id"]
+        problem = outcomes[0]
+        assert isinstance(problem, errors.DeadlineExceeded)
+        assert f"{prefix}{first}" == problem.metadata["request_id"]
 
 
 @both_kinds_of_wire
