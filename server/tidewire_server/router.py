@@ -25,6 +25,7 @@ from tidewire import errors
 from tidewire.transport.context import ServerCall
 from tidewire.transport.direct import Direct, direct_of
 from tidewire.wire.scan import check_request_size
+from tidewire.wire.spliced import Path, Spliced, may_splice, parse_apart, path_of
 from tidewire_server.core import Context, Drain, principal
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,9 @@ class Router(grpc.GenericRpcHandler):
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         if handler.request_streaming:
-            deserializer = self._deserializer(handler.request_deserializer)
+            deserializer = self._deserializer(
+                handler.request_deserializer, path_of(handler.stream_stream)
+            )
             if handler.response_streaming:
                 behaviour = self._around(method, _to_writer(handler.stream_stream), streaming=True)
                 make = grpc.stream_stream_rpc_method_handler
@@ -167,7 +170,7 @@ class Router(grpc.GenericRpcHandler):
                         method, direct, handler.unary_unary
                     )
                 make = grpc.unary_unary_rpc_method_handler
-        return make(behaviour, deserializer, handler.response_serializer)
+        return make(behaviour, deserializer, _serializer(handler))
 
     def _around(self, method: str, behaviour: Behaviour, *, streaming: bool) -> Behaviour:
         """Wrap a behaviour with what happens around every call."""
@@ -232,16 +235,21 @@ class Router(grpc.GenericRpcHandler):
 
         return start
 
-    def _deserializer(self, parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-        """Bound and parse; raises typed errors only."""
+    def _deserializer(
+        self, parse: Callable[[bytes], Any] | None, path: Path = ()
+    ) -> Callable[[bytes], Any]:
+        """Bound and parse, with the field of ``path`` apart; raises typed errors only."""
         overhead_bytes_max = self._overhead_bytes_max
         # Generated code registers `Message.FromString`: the type says which fields are payload.
-        descriptor = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
+        kind: Any = getattr(parse, "__self__", None)
+        descriptor = getattr(kind, "DESCRIPTOR", None)
 
         def deserialize(data: bytes) -> Any:
             if len(data) > overhead_bytes_max:
                 check_request_size(data, overhead_bytes_max, descriptor)
             try:
+                if path:
+                    return parse_apart(kind, data, path)
                 return parse(data) if parse is not None else data
             except DecodeError:
                 raise errors.MalformedRequest(
@@ -274,6 +282,18 @@ async def abort(context: Context, error: errors.TidewireError) -> None:
         status.message,
         ((errors.STATUS_TRAILER, status.SerializeToString()),),
     )
+
+
+def _serializer(handler: Handler) -> Callable[[Any], bytes] | None:
+    """Let what is serialized already pass, where the wire takes one piece only."""
+    serialize: Callable[[Any], bytes] | None = handler.response_serializer
+    if serialize is None or not may_splice(handler.stream_stream):
+        return serialize
+
+    def write(response: Any) -> bytes:
+        return bytes(response) if isinstance(response, Spliced) else serialize(response)
+
+    return write
 
 
 def _to_writer(behaviour: Behaviour) -> Behaviour:

@@ -5,12 +5,35 @@ from typing import Final
 from tidewire.client.lanes import Item, Waiter
 from tidewire.errors import TidewireError
 from tidewire.v1 import common_pb2, event_pb2
-from tidewire.wire.batch import Headers, encode_messages, encode_payloads
+from tidewire.wire.batch import Headers, encode_messages, encode_payloads, seal_apart
 from tidewire.wire.codec import CodecName
+from tidewire.wire.spliced import PUBLISH_BODY, SPLICED_BYTES_MIN, Spliced, splice
 
 MESSAGE_COST_BYTES: Final = 24
 """Counted for each message beside its payload; it bounds the messages of a batch too."""
 HEADER_COST_BYTES: Final = 8
+
+
+class ApartItem(Item):
+    """A batch whose body is not in its request."""
+
+    __slots__ = ("before", "tail")
+
+    def __init__(
+        self,
+        message: event_pb2.PublishStreamRequest,
+        before: bytes,
+        tail: bytes,
+        granted: int,
+        waiters: list[Waiter],
+    ) -> None:
+        super().__init__(message, len(before) + len(tail), granted, waiters)
+        self.before = before
+        self.tail = tail
+
+    def sealed(self) -> Spliced:
+        """The request with its body, serialized."""
+        return splice(self.message.SerializeToString(), PUBLISH_BODY, self.tail, self.before)
 
 
 class Group:
@@ -56,9 +79,14 @@ class Group:
         self.granted -= front.granted
         return front
 
-    def seal(self, message: event_pb2.PublishStreamRequest, codec: CodecName) -> Item:
-        """Make a batch of it, inside of a request."""
+    def seal(
+        self, message: event_pb2.PublishStreamRequest, codec: CodecName, *, apart: bool = False
+    ) -> Item:
+        """Make a batch of it, inside of a request; with ``apart`` a long body stays out of it."""
         batch = message.publish.request.batch
+        if apart and self.headers is None and self.used >= SPLICED_BYTES_MIN:
+            before, tail = seal_apart(batch, self.subject, self.payloads, codec)
+            return ApartItem(message, before, tail, self.granted, self.waiters)
         if self.headers is None:
             encode_payloads(self.subject, self.payloads, codec=codec, into=batch)
         else:

@@ -7,10 +7,11 @@ Most messages find room in an open batch, which was granted to it in pieces; onl
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from tidewire.client.gathering import MESSAGE_COST_BYTES, Group, cost_of
 from tidewire.client.lanes import Item, PublishAck
+from tidewire.client.polled import carries_streams
 from tidewire.client.quick import quick_publish
 from tidewire.client.session import Metadata, Session
 from tidewire.client.stream import ReopeningStream
@@ -19,6 +20,7 @@ from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.batch import PAYLOAD_BYTES_MAX, Headers, check_headers
 from tidewire.wire.codec import CodecName
 from tidewire.wire.payload import Value, as_bytes
+from tidewire.wire.spliced import Spliced
 from tidewire.wire.subject import check_subject
 
 BATCH_BYTES_MAX: Final = 240 * 1024
@@ -28,7 +30,10 @@ GRANT_BYTES_LEAST: Final = 1_024
 AckFuture = asyncio.Future[PublishAck]
 
 
-class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishStreamResponse]):
+Request: TypeAlias = event_pb2.PublishStreamRequest | Spliced
+
+
+class Intake(ReopeningStream[Request, event_pb2.PublishStreamResponse]):
     """
     The application's side of a publisher.
 
@@ -56,6 +61,8 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
         self._durability = durability
         self._stream = stream
         self._pending_bytes_max = pending_bytes_max
+        # A signer signs the whole batch, and what is polled makes other requests of it.
+        self._apart = session.options.signer is None and carries_streams(session.channel)
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
         self.batch_bytes_max = BATCH_BYTES_MAX
         self._pending_bytes = 0
@@ -119,7 +126,7 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
         self._pending_bytes += size
         future: AckFuture = self._session.loop.create_future()
         while self._full:  # what was published before goes before
-            self._enqueue(self._full.popleft().seal(self._message(), self._codec))
+            self._enqueue(self._seal(self._full.popleft()))
         message = self._message()
         message.publish.request.batch.CopyFrom(batch)
         self._enqueue(Item(message, size, size, [(0, future)]))
@@ -229,6 +236,9 @@ class Intake(ReopeningStream[event_pb2.PublishStreamRequest, event_pb2.PublishSt
         group = self._groups.pop(subject, None)
         if group is not None:
             self._full.append(group)
+
+    def _seal(self, group: Group) -> Item:
+        return group.seal(self._message(), self._codec, apart=self._apart)
 
     def _message(self) -> event_pb2.PublishStreamRequest:
         message = event_pb2.PublishStreamRequest()

@@ -73,9 +73,10 @@ class MessageBatch:
         bytes_max: int = PAYLOAD_BYTES_MAX,
         after_sequence: int = 0,
         signed_by: str = "",
+        body: memoryview | None = None,
     ) -> None:
         batch = delivery.batch
-        entries = decode(batch, bytes_max)
+        entries = decode(batch, bytes_max, body)
         if batch.selected:
             entries = _selected(entries, batch.selected)
         first = delivery.first_sequence

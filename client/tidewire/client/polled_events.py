@@ -21,16 +21,39 @@ from tidewire.client.times import to_duration
 from tidewire.errors import ProtocolOrder, TidewireError
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.v1.event_pb2_grpc import EventServiceStub
+from tidewire.wire.spliced import DELIVERY_BODY, Apart, Spliced, parse_apart
 
 UNLIMITED: Final = 1 << 62
 """Credit of a lossy subscription: nothing holds back who may lose anyhow."""
 _ACK_ITEM_BYTES: Final = 40
+_SERVICE: Final = "/tidewire.v1.EventService"
 
 
 def event_stub(session: Session) -> Any:
     """Return a stub of the event service whose streams work on the session's channel."""
     stub: Any = EventServiceStub(session.channel)
-    return stub if carries_streams(session.channel) else _PolledStub(session, stub)
+    if not carries_streams(session.channel):
+        return _PolledStub(session, stub)
+    # What the generated stub has, but that long bodies are not copied.
+    stub.PublishStream = session.channel.stream_stream(
+        f"{_SERVICE}/PublishStream",
+        request_serializer=_write_publish,
+        response_deserializer=event_pb2.PublishStreamResponse.FromString,
+    )
+    stub.Subscribe = session.channel.stream_stream(
+        f"{_SERVICE}/Subscribe",
+        request_serializer=event_pb2.SubscribeRequest.SerializeToString,
+        response_deserializer=_read_delivery,
+    )
+    return stub
+
+
+def _write_publish(request: event_pb2.PublishStreamRequest | Spliced) -> bytes:
+    return bytes(request) if isinstance(request, Spliced) else request.SerializeToString()
+
+
+def _read_delivery(data: bytes) -> event_pb2.SubscribeResponse | Apart[event_pb2.SubscribeResponse]:
+    return parse_apart(event_pb2.SubscribeResponse, data, DELIVERY_BODY)
 
 
 class _PolledStub:

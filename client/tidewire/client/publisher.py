@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from tidewire.client.gathering import Group
-from tidewire.client.intake import BATCH_BYTES_MAX, Intake
+from tidewire.client.gathering import ApartItem, Group
+from tidewire.client.intake import BATCH_BYTES_MAX, Intake, Request
 from tidewire.client.lanes import Item, Lanes
 from tidewire.client.polled_events import event_stub
 from tidewire.client.session import PRIORITY_BULK, PRIORITY_EVENTS, Session, check_codec, log
@@ -152,13 +152,13 @@ class Publisher(Intake):
         self.batch_bytes_max = min(BATCH_BYTES_MAX, self._payload_bytes_max)
         self._publish_id = self._messages_sent = self._bytes_sent = 0
 
-    def _outgoing(self) -> Iterator[event_pb2.PublishStreamRequest]:
+    def _outgoing(self) -> Iterator[Request]:
         while not self._draining:
             if not self._ready:
                 group = self._next_group()
                 if group is None:
                     return
-                self._enqueue(group.seal(self._message(), self._codec))
+                self._enqueue(self._seal(group))
                 continue
             item = self._ready[0]
             if not self._has_credit(item):
@@ -188,7 +188,7 @@ class Publisher(Intake):
             and self._bytes_sent + item.body_bytes <= credit.bytes_until
         )
 
-    def _send(self, item: Item) -> event_pb2.PublishStreamRequest:
+    def _send(self, item: Item) -> Request:
         self._publish_id += 1
         self._messages_sent += item.count
         self._bytes_sent += item.body_bytes
@@ -201,7 +201,7 @@ class Publisher(Intake):
         if self._signer is not None:
             # Only now: its numbers in its lane are final, and what is sent again is signed anew.
             self._signer.sign(item.batch)
-        return item.message
+        return item.sealed() if isinstance(item, ApartItem) else item.message
 
     def _received(self, kind: str, response: event_pb2.PublishStreamResponse) -> None:
         if kind == "results":

@@ -11,7 +11,7 @@ import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from tidewire.client.message import Message, MessageBatch
 from tidewire.client.polled_events import event_stub
@@ -23,6 +23,7 @@ from tidewire.client.stream import END_TIMEOUT_S, ReopeningStream
 from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.batch import PAYLOAD_BYTES_MAX
+from tidewire.wire.spliced import Apart
 
 Handler = Callable[[Message], Any]
 """Called with each message: a function, or a coroutine function, which is awaited."""
@@ -66,7 +67,10 @@ class Source:
         return request
 
 
-class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.SubscribeResponse]):
+Response: TypeAlias = event_pb2.SubscribeResponse | Apart[event_pb2.SubscribeResponse]
+
+
+class Subscription(ReopeningStream[event_pb2.SubscribeRequest, Response]):
     """
     An open subscription. It is opened again by itself after a break, from where it was: a stream in
     order goes on without a gap, a consumer's unsettled messages come again, and live events that
@@ -110,7 +114,7 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
         self._auto_ack = auto_ack and handler is not None and source.settled
         self._acks = Settlements()
         self._settler = self if source.settled else None
-        self._queue: deque[tuple[int, event_pb2.Delivery]] = deque()
+        self._queue: deque[tuple[int, event_pb2.Delivery, memoryview | None]] = deque()
         self._arrived = asyncio.Event()
         self._over = False
         self._current: Iterator[Message] = iter(())
@@ -257,9 +261,11 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
             credit = common_pb2.Credit(messages_until=messages_until, bytes_until=bytes_until)
             yield event_pb2.SubscribeRequest(credit=credit)
 
-    def _received(self, kind: str, response: event_pb2.SubscribeResponse) -> Awaitable[None] | None:
+    def _received(self, kind: str, response: Response) -> Awaitable[None] | None:
+        if isinstance(response, Apart):
+            return self._deliver(response.message.delivery, response.body)
         if kind == "delivery":
-            return self._deliver(response.delivery)
+            return self._deliver(response.delivery, None)
         if kind == "ack_result":
             self._acks.answered(response.ack_result)
             if self._acks.buffer:
@@ -272,14 +278,16 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
             self._tell_lost(response.lost.messages)
         return None
 
-    def _deliver(self, delivery: event_pb2.Delivery) -> Awaitable[None] | None:
+    def _deliver(
+        self, delivery: event_pb2.Delivery, body: memoryview | None
+    ) -> Awaitable[None] | None:
         if self._closing:
             return None  # it comes again, to others
         if self._handler is None:
-            self._queue.append((self._call, delivery))
+            self._queue.append((self._call, delivery, body))
             self._arrived.set()
             return None
-        batch = self._open_delivery(self._call, delivery)
+        batch = self._open_delivery(self._call, delivery, body)
         if batch is None:
             return None
         if self._handler_waits:
@@ -357,21 +365,27 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
             self._arrived.clear()
             await self._arrived.wait()
 
-    def _open_delivery(self, call: int, delivery: event_pb2.Delivery) -> MessageBatch | None:
+    def _open_delivery(
+        self, call: int, delivery: event_pb2.Delivery, body: memoryview | None
+    ) -> MessageBatch | None:
         """Read a delivery, move the position behind it and count it as taken."""
         source = self._source
         seen = source.next_sequence - 1 if source.ordered else 0
         if call == self._call:
-            self._count(delivery)
+            self._count(delivery, len(delivery.batch.body if body is None else body))
         signed_by = ""
         if self._admission is not None:
+            if body is not None:  # what is verified is the whole batch
+                delivery.batch.body, body = bytes(body), None
             try:
                 signed_by = self._admission.admit(delivery)
             except TidewireError as error:
                 self._refused(delivery, error)
                 return None
         try:
-            batch = MessageBatch(delivery, self._settler, self._payload_bytes_max, seen, signed_by)
+            batch = MessageBatch(
+                delivery, self._settler, self._payload_bytes_max, seen, signed_by, body
+            )
         except TidewireError as error:
             self.corrupt += 1
             log.error("a delivery on %r cannot be read: %s", delivery.batch.subject, error)
@@ -400,9 +414,9 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, event_pb2.Subscri
                 sequence, delivery.attempt, event_pb2.SETTLEMENT_TERMINATE, reason=reason
             )
 
-    def _count(self, delivery: event_pb2.Delivery) -> None:
+    def _count(self, delivery: event_pb2.Delivery, body_bytes: int) -> None:
         self._messages_taken += count_of(delivery)
-        self._bytes_taken += len(delivery.batch.body)
+        self._bytes_taken += body_bytes
         ungranted = self._messages_taken + self._window_messages - self._messages_granted
         ungranted_bytes = self._bytes_taken + self._window_bytes - self._bytes_granted
         if ungranted * 2 >= self._window_messages or ungranted_bytes * 2 >= self._window_bytes:

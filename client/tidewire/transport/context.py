@@ -16,6 +16,7 @@ from tidewire.transport.metadata import CODES, flat
 from tidewire.wire.bodies import DETAILS_KEY, Ending, Head, Metadata
 from tidewire.wire.call import Call
 from tidewire.wire.server_side import ServerConnection
+from tidewire.wire.spliced import Spliced
 
 if TYPE_CHECKING:
     from tidewire.transport.link import ServerLink
@@ -153,7 +154,8 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
             raise asyncio.InvalidStateError("the call has ended")
         serialize = self.handler.response_serializer
         self._headers_sent = True
-        if self.send_message(message if serialize is None else serialize(message)):
+        plain = serialize is None or type(message) is Spliced
+        if self.send_message(message if plain else serialize(message)):
             return
         await self.wait_drained()
 
@@ -167,7 +169,8 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
             return False
         serialize = self.handler.response_serializer
         self._headers_sent = True
-        self.send_message(message if serialize is None else serialize(message))
+        plain = serialize is None or type(message) is Spliced
+        self.send_message(message if plain else serialize(message))
         return True
 
     async def wait_drained(self) -> None:

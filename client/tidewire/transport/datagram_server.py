@@ -58,6 +58,7 @@ from tidewire.wire.datagram import (
 )
 from tidewire.wire.datagram_limits import DATAGRAM_BYTES
 from tidewire.wire.datagram_requests import Requests, Sequences, Verdict
+from tidewire.wire.spliced import Spliced
 
 if TYPE_CHECKING:
     from tidewire.transport.server import RawServer
@@ -80,9 +81,9 @@ class DatagramCall(ServerCall):
     _headers: Metadata | None = None
     _message: bytes | None = None
 
-    def send_message(self, body: bytes, flags: int = 0) -> bool:
+    def send_message(self, body: bytes | Spliced, flags: int = 0) -> bool:
         """Keep the message until the call ends."""
-        self._message = body
+        self._message = bytes(body)
         return True
 
     def reply(self, body: bytes) -> None:

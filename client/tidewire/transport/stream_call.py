@@ -19,6 +19,7 @@ from tidewire.transport.client_call import (
     UnaryCore,
 )
 from tidewire.wire.bodies import Ending
+from tidewire.wire.spliced import Spliced
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class WriterCore(CallCore):
         try:
             if not self.attached:
                 await self.wait_attached()
-            if self.send(self.encode(message)):
+            if self.send(message if type(message) is Spliced else self.encode(message)):
                 return
             while not self.drained and self.ending is None:
                 self._writer = self.channel.loop.create_future()
@@ -65,7 +66,7 @@ class WriterCore(CallCore):
             raise
         self.raise_for_status()
 
-    def send(self, body: bytes) -> bool:
+    def send(self, body: bytes | Spliced) -> bool:
         """Hand a request to the wire; False when it waits for credit or for its turn."""
         try:
             return self.send_message(body)

@@ -21,7 +21,7 @@ from tidewire.errors import (
 )
 from tidewire.v1 import common_pb2
 from tidewire.wire.codec import CodecName, decompress, name_of, shrink
-from tidewire.wire.payload_list import cut_payloads, join_payloads
+from tidewire.wire.payload_list import cut_one, cut_payloads, join_payloads, prefix_of
 from tidewire.wire.scan import check_request_size, count_fields
 from tidewire.wire.signed import (
     AUDIENCE_BYTES_MAX,
@@ -32,6 +32,7 @@ from tidewire.wire.signed import (
 from tidewire.wire.subject import check_subject
 
 Headers: TypeAlias = Sequence[tuple[str, bytes]]
+Body: TypeAlias = bytes | memoryview
 
 BATCH_MESSAGES_MAX: Final = 65_536
 PAYLOAD_BYTES_MAX: Final = 10 * 1024 * 1024
@@ -140,6 +141,33 @@ def seal(
     return batch
 
 
+def seal_apart(
+    batch: common_pb2.Batch,
+    subject: str,
+    payloads: Sequence[bytes],
+    codec: CodecName = common_pb2.CODEC_NONE,
+) -> tuple[bytes, bytes]:
+    """
+    Fill a batch of messages without headers, but for its body, and return that in two pieces.
+
+    The second is the payload itself where there is one alone that is not compressed.
+    """
+    if len(payloads) == 1 and codec <= common_pb2.CODEC_NONE:
+        used, before, tail = common_pb2.CODEC_NONE, prefix_of(len(payloads[0])), payloads[0]
+        raw_size = len(before) + len(tail)
+    else:
+        raw = join_payloads(payloads)
+        raw_size, before = len(raw), b""
+        used, tail = shrink(codec, raw)
+    batch.subject = subject
+    batch.codec = used
+    batch.form = common_pb2.BODY_FORM_PAYLOADS
+    batch.count = len(payloads)
+    batch.raw_size = raw_size
+    batch.crc32c = crc32c(tail, crc32c(before))
+    return before, tail
+
+
 def check_headers(headers: Headers) -> None:
     """Raise `InvalidArgument` when headers of a message break the limits."""
     if len(headers) > HEADERS_MAX:
@@ -154,7 +182,11 @@ def check_headers(headers: Headers) -> None:
 
 
 def check_batch(
-    batch: common_pb2.Batch, limits: BatchLimits, *, codecs: Sequence[CodecName] = CODECS
+    batch: common_pb2.Batch,
+    limits: BatchLimits,
+    *,
+    codecs: Sequence[CodecName] = CODECS,
+    body: Body | None = None,
 ) -> None:
     """
     Check a batch as it comes from a publisher, without decompressing it.
@@ -163,6 +195,7 @@ def check_batch(
         batch: The batch.
         limits: Limits of the server.
         codecs: Codecs bodies may use.
+        body: Its body where that is kept apart from it.
 
     Raises:
         InvalidSubject: The subject is not one to publish on.
@@ -172,7 +205,9 @@ def check_batch(
         InvalidArgument: Another field cannot be.
     """
     check_subject(batch.subject)
-    count, raw_size, body = batch.count, batch.raw_size, batch.body
+    count, raw_size = batch.count, batch.raw_size
+    if body is None:
+        body = batch.body
     if count > limits.batch_messages_max:
         raise _over("messages in a batch", count, limits.batch_messages_max)
     if raw_size > limits.payload_bytes_max or len(body) > limits.payload_bytes_max:
@@ -226,19 +261,26 @@ def _check_message_ids(batch: common_pb2.Batch) -> None:
             raise _invalid("message_ids", f"each must have at most {MESSAGE_ID_BYTES_MAX} bytes")
 
 
-def check_body(batch: common_pb2.Batch) -> None:
+def check_body(batch: common_pb2.Batch, body: Body | None = None) -> None:
     """Raise `ChecksumMismatch` when the body is not what the publisher sealed."""
-    if crc32c(batch.body) != batch.crc32c:
+    if body is None:
+        body = batch.body
+    if crc32c(body) != batch.crc32c:
         raise ChecksumMismatch(
-            f"the checksum of a body of {len(batch.body)} bytes on {batch.subject!r} does not fit"
+            f"the checksum of a body of {len(body)} bytes on {batch.subject!r} does not fit"
         )
 
 
 def decode(
-    batch: common_pb2.Batch, bytes_max: int = PAYLOAD_BYTES_MAX
+    batch: common_pb2.Batch, bytes_max: int = PAYLOAD_BYTES_MAX, body: memoryview | None = None
 ) -> list[bytes] | list[common_pb2.Message]:
     """
     Verify and read the whole body of a batch, whatever `selected` says.
+
+    Args:
+        batch: The batch.
+        bytes_max: Largest decompressed body.
+        body: Its body where that is kept apart from it.
 
     Returns:
         Payloads, or messages with headers, as the form of the batch says.
@@ -249,8 +291,17 @@ def decode(
         CodecUnsupported: Its codec cannot be read here.
         MessageTooLarge: Its decompressed size is over `bytes_max`.
     """
-    check_body(batch)
-    raw = decompress(batch.codec, batch.body, batch.raw_size, bytes_max)
+    whole: bytes | None = None
+    if body is None:
+        whole = batch.body
+    check_body(batch, whole if body is None else body)
+    if body is not None:
+        alone = _read_alone(batch, body, bytes_max)
+        if alone is not None:
+            return [alone]
+        whole = bytes(body)
+    assert whole is not None
+    raw = decompress(batch.codec, whole, batch.raw_size, bytes_max)
     if batch.form == common_pb2.BODY_FORM_MESSAGES:
         return _read_messages(raw, batch.count)
     if batch.form > common_pb2.BODY_FORM_MESSAGES:
@@ -263,6 +314,19 @@ def decode_payloads(batch: common_pb2.Batch, bytes_max: int = PAYLOAD_BYTES_MAX)
     return [
         entry if isinstance(entry, bytes) else entry.payload for entry in decode(batch, bytes_max)
     ]
+
+
+def _read_alone(batch: common_pb2.Batch, body: memoryview, bytes_max: int) -> bytes | None:
+    """The payload of a body that is one payload, not compressed, by one copy; else ``None``."""
+    if (
+        batch.count != 1
+        or batch.codec > common_pb2.CODEC_NONE
+        or batch.form > common_pb2.BODY_FORM_PAYLOADS
+        or batch.raw_size != len(body)
+        or len(body) > bytes_max
+    ):
+        return None
+    return cut_one(body)
 
 
 def _read_payloads(raw: bytes, count: int) -> list[bytes]:

@@ -23,6 +23,7 @@ from tidewire.wire.frame import (
     STATUS,
     encode_frame,
 )
+from tidewire.wire.spliced import Spliced
 
 if TYPE_CHECKING:
     from tidewire.wire.connection import Connection
@@ -69,7 +70,7 @@ class Call:
     """Window of this call once it differs from that of the limits."""
     parts: list[bytes] | None = None
     _parts_bytes = 0
-    outbox: "deque[tuple[int, int, bytes]] | None" = None
+    outbox: "deque[tuple[int, int, bytes | Spliced]] | None" = None
     _offset = 0
     _scheduled = False
 
@@ -104,7 +105,7 @@ class Call:
         """Whether nothing handed over still waits for credit or for its turn."""
         return not self.outbox
 
-    def send_message(self, body: bytes, flags: int = 0) -> bool:
+    def send_message(self, body: bytes | Spliced, flags: int = 0) -> bool:
         """
         Hand over one message.
 
@@ -166,7 +167,7 @@ class Call:
             frame = encode_frame(kind, body, flags=flags, call_id=self.call_id)
             self.connection.push_frame(self.priority, frame)
 
-    def _put(self, kind: int, flags: int, body: bytes) -> None:
+    def _put(self, kind: int, flags: int, body: bytes | Spliced) -> None:
         if self.outbox is None:
             self.outbox = deque()
         self.outbox.append((kind, flags, body))
@@ -202,7 +203,7 @@ class Call:
             self.sent += cost
             connection.sent += cost
         else:
-            piece = memoryview(body)
+            piece = bytes(body)
         size = len(piece)
         flags = flags if whole else MORE
         out.append(HEADER.pack(LENGTH_LEAST + size, kind, flags, 0, self.call_id))
@@ -215,13 +216,14 @@ class Call:
             self._emptied(kind, flags)
         return HEADER_BYTES + size
 
-    def _next_piece(self, body: bytes) -> tuple[memoryview, bool]:
+    def _next_piece(self, body: bytes | Spliced) -> tuple[bytes | memoryview, bool]:
         start, connection = self._offset, self.connection
-        if start + connection.fragment_bytes_last >= len(body):
-            self._offset = 0
-            return memoryview(body)[start:], True
-        stop = self._offset = start + connection.fragment_bytes
-        return memoryview(body)[start:stop], False
+        whole = start + connection.fragment_bytes_last >= len(body)
+        stop = len(body) if whole else start + connection.fragment_bytes
+        self._offset = 0 if whole else stop
+        if isinstance(body, Spliced):
+            return body.piece(start, stop), whole
+        return memoryview(body)[start:stop], whole
 
     def _emptied(self, kind: int, flags: int) -> None:
         if kind == STATUS or (flags & END and self.connection.is_server):

@@ -15,7 +15,7 @@ from typing import Final
 from tidewire.v1 import common_pb2
 
 SHORT_BYTES: Final = 2_048
-"""Payloads below this are joined and cut here, others by protobuf."""
+"""Payloads below this have their prefixes ready, and are cut here."""
 CUT_AT_ONCE: Final = 64
 """Payloads cut by one structure."""
 CUT_SIZES_MAX: Final = 256
@@ -34,13 +34,35 @@ def join_payloads(payloads: Sequence[bytes]) -> bytes:
     """Return the serialized list."""
     sizes = list(map(len, payloads))
     if not sizes or max(sizes) >= SHORT_BYTES:
-        return common_pb2.PayloadList(payload=payloads).SerializeToString()
+        return b"".join(chain.from_iterable(zip(map(prefix_of, sizes), payloads, strict=True)))
     if sizes.count(sizes[0]) == len(sizes):
         return _TAGS[sizes[0]].join((b"", *payloads))
     parts: list[bytes] = [b""] * (2 * len(sizes))
     parts[::2] = map(_TAGS.__getitem__, sizes)
     parts[1::2] = payloads
     return b"".join(parts)
+
+
+def prefix_of(size: int) -> bytes:
+    """Return what goes before a payload of any size: protobuf takes 0.9 ms to list 1 MiB."""
+    if size < SHORT_BYTES:
+        return _TAGS[size]
+    encoded = bytearray((_TAG,))
+    while size >= 128:
+        encoded.append(size & 127 | 128)
+        size >>= 7
+    encoded.append(size)
+    return bytes(encoded)
+
+
+def cut_one(raw: memoryview) -> bytes | None:
+    """Return the payload of a list that is one payload; ``None`` when protobuf must look."""
+    prefix = prefix_of(len(raw))  # of the payload, or longer by what the prefix itself adds
+    for begin in range(len(prefix) - 1, len(prefix) + 1):
+        size = len(raw) - begin
+        if size >= 0 and raw[:begin] == prefix_of(size):
+            return bytes(raw[begin:])
+    return None
 
 
 def cut_payloads(raw: bytes, count: int) -> list[bytes]:

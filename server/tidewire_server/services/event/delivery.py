@@ -1,14 +1,18 @@
 """Deliveries as they go on the wire; a response is built once however many get it."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.signed import origin_digest
+from tidewire.wire.spliced import DELIVERY_BODY, Spliced, splice
 from tidewire_server.engine.base import StoredBatch
 from tidewire_server.services.event.runs import Run
 
 NANOSECONDS: Final = 1_000_000_000
+
+Response: TypeAlias = event_pb2.SubscribeResponse | Spliced
+"""What a subscriber gets: a message, or one that is serialized already."""
 
 
 def message_count(batch: common_pb2.Batch) -> int:
@@ -19,14 +23,16 @@ def message_count(batch: common_pb2.Batch) -> int:
 
 
 def live_response(
-    batch: common_pb2.Batch, time_ns: int, stream: str = ""
-) -> event_pb2.SubscribeResponse:
-    """A live delivery of a batch."""
+    batch: common_pb2.Batch, time_ns: int, stream: str = "", body: memoryview | None = None
+) -> Response:
+    """A live delivery of a batch; serialized, once for all who get it, if its body is apart."""
     response = event_pb2.SubscribeResponse()
     delivery = response.delivery
     delivery.batch.CopyFrom(batch)
     delivery.stream = stream
     delivery.time.seconds, delivery.time.nanos = divmod(time_ns, NANOSECONDS)
+    if body is not None:
+        return splice(response.SerializeToString(), DELIVERY_BODY, body)
     return response
 
 

@@ -19,7 +19,7 @@ from typing import Final
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.subject import SubjectIndex
 from tidewire_server.services.event.allowance import Allowance
-from tidewire_server.services.event.delivery import live_response, message_count
+from tidewire_server.services.event.delivery import Response, live_response, message_count
 from tidewire_server.services.event.signal import Signal
 
 ROUTES_MAX: Final = 10_000
@@ -56,7 +56,7 @@ class LiveBuffer:
         self.moved_at = float("-inf")
         self._messages_max = messages_max
         self._bytes_max = bytes_max
-        self._entries: deque[tuple[event_pb2.SubscribeResponse, int, int]] = deque()
+        self._entries: deque[tuple[Response, int, int]] = deque()
         self._coming_messages = 0
         self._coming_bytes = 0
         self._held: list[asyncio.Future[None]] = []
@@ -79,7 +79,7 @@ class LiveBuffer:
         """Whether something waits and there is credit for it."""
         return bool(self._entries) and self.allowance.is_open
 
-    def put(self, response: event_pb2.SubscribeResponse, messages: int, body_bytes: int) -> int:
+    def put(self, response: Response, messages: int, body_bytes: int) -> int:
         """Add a batch and return how many messages were lost for it."""
         entries = self._entries
         lost = 0
@@ -100,7 +100,7 @@ class LiveBuffer:
         self.signal.set()
         return lost
 
-    def pop(self, now: float) -> event_pb2.SubscribeResponse | None:
+    def pop(self, now: float) -> Response | None:
         """The next response: first what was lost, then the oldest batch there is credit for."""
         if not self.is_deliverable:
             return None
@@ -239,17 +239,24 @@ class LiveHub:
         self._routes.clear()
 
     def deliver(
-        self, batch: common_pb2.Batch, *, now: float, time_ns: int, stream: str = ""
+        self,
+        batch: common_pb2.Batch,
+        *,
+        now: float,
+        time_ns: int,
+        stream: str = "",
+        body: memoryview | None = None,
     ) -> Fanout:
-        """Hand a batch to everybody who listens; never waits."""
+        """Hand a batch, and its body if that is apart, to everybody who listens; never waits."""
         route = self._routes.get(batch.subject) or self._find(batch.subject)
         receivers = route.plain
         if route.groups:
             receivers += tuple(group.choose() for group in route.groups)
         if not receivers:
             return _NOWHERE
-        response = live_response(batch, time_ns, stream)
-        messages, body_bytes = message_count(batch), len(batch.body)
+        response = live_response(batch, time_ns, stream, body)
+        messages = message_count(batch)
+        body_bytes = len(batch.body if body is None else body)
         lost = 0
         for buffer in receivers:
             if not buffer.messages:

@@ -42,9 +42,15 @@ class Publisher:
         self._exchange = exchange
         self._core = exchange.core
 
-    def plan(self, request: event_pb2.PublishRequest) -> Transaction | None:
+    def plan(
+        self, request: event_pb2.PublishRequest, body: memoryview | None = None
+    ) -> Transaction | None:
         """
         Check a publish and say what to commit; ``None``: no stream takes it.
+
+        Args:
+            request: The publish; what is committed is whole afterwards.
+            body: Body of its batch where that is kept apart from it.
 
         Raises:
             NoStream: More was asked for than live subscribers can give.
@@ -52,7 +58,7 @@ class Publisher:
         """
         core = self._core
         batch = request.batch
-        check_batch(batch, core.limits, codecs=core.codecs)
+        check_batch(batch, core.limits, codecs=core.codecs, body=body)
         check_durability(request.durability, core.engine.durability_max, "durability")
         stream = core.engine.stream_for(batch.subject)
         if request.expected_stream and request.expected_stream != stream:
@@ -73,13 +79,17 @@ class Publisher:
                 f"stream {stream!r} is paused; publish again when it is resumed",
                 metadata={"subject": stream},
             )
+        if body is not None:
+            batch.body = bytes(body)
         return Transaction(durability=request.durability, appends=(Append(request),))
 
-    def fan_out(self, batch: common_pb2.Batch) -> Fanout:
-        """Hand a batch that no stream takes to live subscribers."""
+    def fan_out(self, batch: common_pb2.Batch, body: memoryview | None = None) -> Fanout:
+        """Hand a batch, and its body if that is apart, to live subscribers: no stream takes it."""
         core = self._core
-        fanout = self._exchange.live.deliver(batch, now=core.clock(), time_ns=core.wall_ns())
-        self.count(batch)
+        fanout = self._exchange.live.deliver(
+            batch, now=core.clock(), time_ns=core.wall_ns(), body=body
+        )
+        self.count(batch, body)
         if fanout.lost:
             core.counters.add("events_lost", fanout.lost)
         return fanout
@@ -101,10 +111,11 @@ class Publisher:
         self.count(batch)
         return committed.appends[0]
 
-    def count(self, batch: common_pb2.Batch) -> None:
+    def count(self, batch: common_pb2.Batch, body: memoryview | None = None) -> None:
         """Count what was published."""
         self._core.counters.add("events_published", batch.count)
-        self._core.counters.add("events_published_bytes", len(batch.body))
+        size = len(batch.body if body is None else body)
+        self._core.counters.add("events_published_bytes", size)
 
     def _not_there(self, request: event_pb2.PublishRequest, stream: str | None) -> TidewireError:
         expected, subject = request.expected_stream, request.batch.subject

@@ -13,6 +13,7 @@ from tidewire.errors import (
     TidewireError,
 )
 from tidewire.v1 import common_pb2, event_pb2
+from tidewire.wire.spliced import Apart
 from tidewire_server.core import Context
 from tidewire_server.services.event.checks import CLIENT_ID_BYTES_MAX, check_text
 from tidewire_server.services.event.exchange import Exchange
@@ -23,7 +24,8 @@ OPEN_WAIT_S: Final = 10.0
 RESULTS_MAX: Final = 4096
 """Most outcomes in one response."""
 
-Requests = AsyncIterator[event_pb2.PublishStreamRequest]
+Request = event_pb2.PublishStreamRequest | Apart[event_pb2.PublishStreamRequest]
+Requests = AsyncIterator[Request]
 Result = tuple[int, event_pb2.PublishResponse | TidewireError]
 
 
@@ -123,12 +125,15 @@ class PublishSession:
                 request = await anext(self._requests, None)
         except TimeoutError:
             raise PeerTooSlow(f"no `open` within {OPEN_WAIT_S:g} s") from None
-        if request is None or request.WhichOneof("kind") != "open":
+        if isinstance(request, Apart) or request is None or request.WhichOneof("kind") != "open":
             raise ProtocolOrder("the first request of a publishing stream must be `open`")
         check_text(request.open.client_id, "open.client_id", CLIENT_ID_BYTES_MAX)
         self._is_quiet = request.open.quiet
 
-    async def _take(self, request: event_pb2.PublishStreamRequest) -> None:
+    async def _take(self, request: Request) -> None:
+        body: memoryview | None = None
+        if isinstance(request, Apart):
+            request, body = request
         if request.WhichOneof("kind") != "publish":
             raise ProtocolOrder("`open` comes once, and then only `publish`")
         item = request.publish
@@ -140,15 +145,15 @@ class PublishSession:
             )
         self._last_id = publish_id
         batch = publish.batch
-        messages, body_bytes = batch.count, len(batch.body)
+        messages, body_bytes = batch.count, len(batch.body if body is None else body)
         self._count_in(messages, body_bytes)
         try:
-            transaction = self._publisher.plan(publish)
+            transaction = self._publisher.plan(publish, body)
         except TidewireError as error:
             self._finish(publish_id, messages, body_bytes, error)
             return
         if transaction is None:
-            fanout = self._publisher.fan_out(batch)
+            fanout = self._publisher.fan_out(batch, body)
             self._finish(publish_id, messages, body_bytes, live_answer(fanout))
             if fanout.held_by is not None:
                 await fanout.held_by.hold_back()

@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator
 
 from tidewire.v1 import event_pb2, event_pb2_grpc
+from tidewire.wire.spliced import PUBLISH_BODY, gives_spliced, takes_apart
 from tidewire_server.core import Context, Core
 from tidewire_server.services.event.admin import Administration
 from tidewire_server.services.event.exchange import Exchange
 from tidewire_server.services.event.fetch import Fetcher
 from tidewire_server.services.event.publish import CommitPool, Publisher, live_answer
-from tidewire_server.services.event.publish_stream import PublishSession
+from tidewire_server.services.event.publish_stream import PublishSession, Requests
 from tidewire_server.services.event.subscribe import SubscribeSession
 
 
@@ -68,14 +69,16 @@ class EventService(event_pb2_grpc.EventServiceServicer):
             return live_answer(fanout)
         return await self._publisher.commit(request.batch, transaction)
 
+    @takes_apart(PUBLISH_BODY)
     async def PublishStream(  # type: ignore[override]  # read/write style: responses are written
-        self, requests: AsyncIterator[event_pb2.PublishStreamRequest], context: Context
+        self, requests: Requests, context: Context
     ) -> None:
         """Publish many batches, pipelined."""
         await PublishSession(
             self._exchange, self._publisher, self._commits, requests, context
         ).run()
 
+    @gives_spliced
     async def Subscribe(  # type: ignore[override]  # read/write style: responses are written
         self, requests: AsyncIterator[event_pb2.SubscribeRequest], context: Context
     ) -> None:

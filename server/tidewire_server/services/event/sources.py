@@ -6,7 +6,7 @@ from tidewire.errors import StreamNotFound
 from tidewire.v1 import event_pb2
 from tidewire_server.services.event.allowance import Allowance
 from tidewire_server.services.event.consumer import ConsumerRunner, ConsumerSubscriber
-from tidewire_server.services.event.delivery import fill_delivery
+from tidewire_server.services.event.delivery import Response, fill_delivery
 from tidewire_server.services.event.exchange import Exchange
 from tidewire_server.services.event.follow import StreamFollower
 from tidewire_server.services.event.live import LiveBuffer
@@ -25,7 +25,7 @@ class Source(Protocol):
     signal: Signal
     allowance: Allowance
 
-    async def pull(self) -> event_pb2.SubscribeResponse | None:
+    async def pull(self) -> Response | None:
         """The next response; ``None`` when there is none now."""
         ...
 
@@ -77,7 +77,7 @@ class LiveEvents:
         self._patterns = tuple(dict.fromkeys(live.subjects))
         exchange.live.add(self._patterns, self.buffer)
 
-    async def pull(self) -> event_pb2.SubscribeResponse | None:
+    async def pull(self) -> Response | None:
         """The oldest batch that waits, after what was lost before it."""
         return self.buffer.pop(self._clock())
 

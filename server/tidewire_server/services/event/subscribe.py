@@ -21,6 +21,7 @@ from tidewire.errors import (
     TidewireError,
 )
 from tidewire.v1 import event_pb2
+from tidewire.wire.spliced import Spliced
 from tidewire_server.core import Context
 from tidewire_server.services.event.allowance import Allowance
 from tidewire_server.services.event.checks import (
@@ -36,6 +37,7 @@ from tidewire_server.services.event.checks import (
     seconds,
 )
 from tidewire_server.services.event.consumer import ConsumerSubscriber
+from tidewire_server.services.event.delivery import Response
 from tidewire_server.services.event.exchange import Exchange
 from tidewire_server.services.event.follow import StreamFollower
 from tidewire_server.services.event.signal import Signal
@@ -81,7 +83,7 @@ class SubscribeSession:
         self._is_ended = False
         self._idle_s = IDLE_BOOKMARK_S_DEFAULT
         self._written_at = self._core.clock()
-        self._writing: event_pb2.SubscribeResponse | None = None
+        self._writing: Response | None = None
         self._bookmark_due = False
         self._mark: float | None = None
         self._mark_at = self._written_at
@@ -246,7 +248,7 @@ class SubscribeSession:
         mark = self._source.mark
         if self._writing is not None:  # a large one takes its time on a slow wire
             mark = self._written_at
-            stall_s += self._writing.ByteSize() / WRITE_BYTES_PER_S_MIN
+            stall_s += _size_of(self._writing) / WRITE_BYTES_PER_S_MIN
         if mark is None or mark != self._mark:
             self._mark, self._mark_at = mark, now
         elif now - self._mark_at >= stall_s:
@@ -311,6 +313,10 @@ class SubscribeSession:
     def _answer(self, result: event_pb2.AckResult) -> None:
         self._control.append(event_pb2.SubscribeResponse(ack_result=result))
         self.wake()
+
+
+def _size_of(response: Response) -> int:
+    return len(response) if isinstance(response, Spliced) else response.ByteSize()
 
 
 async def open_follower(

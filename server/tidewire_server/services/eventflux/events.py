@@ -14,10 +14,12 @@ from typing import Final
 
 from tidewire import errors
 from tidewire.v1 import common_pb2, event_pb2
+from tidewire.wire.spliced import Spliced
 from tidewire.wire.subject import overlaps
 from tidewire_server.core import Context, Core
 from tidewire_server.engine.base import StoredBatch
 from tidewire_server.services.event.allowance import Allowance
+from tidewire_server.services.event.delivery import Response
 from tidewire_server.services.event.exchange import Exchange
 from tidewire_server.services.event.follow import StreamFollower
 from tidewire_server.services.event.live import LiveBuffer
@@ -41,9 +43,9 @@ _ALL: Final = common_pb2.Credit(messages_until=1 << 62, bytes_until=1 << 62)
 class _Unstored(LiveBuffer):
     """A buffer for what no stream keeps; the rest is read from where it is kept."""
 
-    def put(self, response: event_pb2.SubscribeResponse, messages: int, body_bytes: int) -> int:
-        """Add a batch unless it is stored."""
-        if response.delivery.stream:
+    def put(self, response: Response, messages: int, body_bytes: int) -> int:
+        """Add a batch unless it is stored, which one that is serialized already never is."""
+        if not isinstance(response, Spliced) and response.delivery.stream:
             return 0
         return super().put(response, messages, body_bytes)
 
@@ -235,6 +237,8 @@ class EventsSession:
 
     def _pop_live(self) -> event_pb2.Delivery | None:
         while (response := self._live.pop(self._core.clock())) is not None:
+            if isinstance(response, Spliced):
+                response = event_pb2.SubscribeResponse.FromString(bytes(response))
             if response.WhichOneof("kind") == "lost":
                 self._lost += response.lost.messages
             elif not self._is_past(response.delivery):

@@ -13,6 +13,7 @@ from support.events import MUCH, event_service, payloads
 from tidewire import errors
 from tidewire.v1 import event_pb2
 from tidewire.wire.batch import encode_payloads
+from tidewire.wire.spliced import Spliced
 from tidewire_server.core import ServiceLimits
 from tidewire_server.services.event import live as live_module
 from tidewire_server.services.event.allowance import Allowance
@@ -42,6 +43,7 @@ def test_what_was_put_is_sent_lost_or_waiting(steps: list[tuple[str, int, int]])
         else:
             before = buffer.messages
             response = buffer.pop(0.0)
+            assert not isinstance(response, Spliced)
             if response is not None and response.WhichOneof("kind") == "lost":
                 told += response.lost.messages
                 assert told == response.lost.messages_total
@@ -61,6 +63,7 @@ def test_a_batch_over_the_bounds_goes_alone() -> None:
     assert 20 == buffer.messages
     lost = buffer.pop(0.0)
     assert lost is not None
+    assert not isinstance(lost, Spliced)
     assert (5, 5) == (lost.lost.messages, lost.lost.messages_total)
 
 
