@@ -20,13 +20,13 @@ from tidewire.transport.counters import WireCounters
 from tidewire.transport.lossy import LOSSY_METHODS, ONEWAY_MARK, LossyMethod
 from tidewire.transport.peer import Peer
 from tidewire.transport.stream_call import ReaderCore, WriterCore
+from tidewire.transport.timer import OneTimer
 from tidewire.wire.bodies import ENDING_OK, STATUS_OK, Ending, Goaway, Hello, decode_head
 from tidewire.wire.call import Call
 from tidewire.wire.client_side import ClientCall
 from tidewire.wire.datagram import HEADER, HEADER_BYTES, LOSSY, REQUEST, Answer
 from tidewire.wire.datagram_asking import Asking
 from tidewire.wire.datagram_client import ClientSession
-from tidewire.wire.deadlines import FOREVER
 from tidewire.wire.frame import END, NONE
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ class DatagramClientLink(ClientLink):
             self._close(error)
 
 
-class DatagramShell:
+class DatagramShell(OneTimer):
     """Moves datagrams between a pipe and a session: one reader, one timer."""
 
     def __init__(self, channel: "RawChannel", pipe: Pipe) -> None:
@@ -333,8 +333,6 @@ class DatagramShell:
         self._counters: WireCounters = channel.counters
         self._pipe = pipe
         self._send = pipe.send
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = FOREVER
         self._over = False
         self._retransmissions = 0
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -389,15 +387,7 @@ class DatagramShell:
     def _lost(self, error: TidewireError) -> None:
         self.connection.connection_lost(error)
 
-    def _arm(self, due_s: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_s = due_s
-        self._timer = self._loop.call_at(due_s, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_s = FOREVER
+    def _on_timer(self, due_s: float) -> None:
         session = self.connection.session
         session.handle_timeout(self._loop.time())
         self._counters.retransmissions += session.retransmissions - self._retransmissions
@@ -417,8 +407,7 @@ class DatagramShell:
         if self._over:
             return
         self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         self._pipe.close()
         self._counters.connections_active -= 1
         if not self.lost.done():

@@ -6,7 +6,7 @@ import socket
 import sys
 from typing import Final
 
-from tidewire.errors import InvalidArgument
+from tidewire.transport.binding import bind_address
 from tidewire.transport.options import TransportOptions
 
 READS_PER_TURN: Final = 64
@@ -91,24 +91,14 @@ def bind_datagrams(host: str, port: int, options: TransportOptions) -> socket.so
     Raises:
         InvalidArgument: The address cannot be resolved or bound.
     """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+    def prepare(sock: socket.socket) -> None:
         buffer_bytes = options.receive_buffer_bytes or options.datagrams.receive_buffer_bytes
         _tune(sock, options, buffer_bytes)
         if options.reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error
-    return sock
+
+    return bind_address(host, port, socket.SOCK_DGRAM, prepare)
 
 
 def path_bytes(sock: socket.socket) -> int:

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
-from tidewire.errors import InvalidArgument
+from tidewire.transport.binding import bind_address, cannot_listen
 from tidewire.transport.counters import WireCounters
 from tidewire.transport.options import BACKLOG, HANDSHAKES_MAX, TransportOptions
 from tidewire.transport.sockets import adopt
@@ -183,24 +183,17 @@ def bind(
     Raises:
         InvalidArgument: The address cannot be resolved or bound.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error
-    try:
+
+    def prepare(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.setblocking(False)
-        sock.bind(address)
-        if listening:
+
+    sock = bind_address(host, port, socket.SOCK_STREAM, prepare)
+    if listening:
+        try:
             sock.listen(backlog)
-    except OSError as error:
-        sock.close()
-        raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error
+        except OSError as error:
+            sock.close()
+            raise cannot_listen(host, port, error) from error
     return sock

@@ -25,6 +25,7 @@ from tidewire.transport.options import (
     WRITTEN_POLL_S,
 )
 from tidewire.transport.peer import Peer, peer_of
+from tidewire.transport.timer import OneTimer
 from tidewire.wire.connection import Connection
 from tidewire.wire.deadlines import FOREVER
 
@@ -61,7 +62,7 @@ class _Scratch(threading.local):
 _SCRATCH: Final = _Scratch()
 
 
-class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
+class WireProtocol(OneTimer, asyncio.BufferedProtocol, Generic[ConnectionT]):
     """An asyncio protocol around a connection that ``make`` makes when the stream is there."""
 
     counted = False
@@ -78,8 +79,6 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
         self._scratch = _SCRATCH.view
         self._paused = False
         self._flush_due = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = FOREVER
         self._ending = False
         self._finishing = False
         self._lingered = False
@@ -124,8 +123,8 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
             # other would wait for ever.
             self._deaf = True
             self.transport.pause_reading()
-        if connection.wake_s < self._timer_s:
-            self._arm()
+        if connection.wake_s < self._timer_s and not self._ending:
+            self._arm(connection.wake_s)
 
     def eof_received(self) -> bool:
         """End with the peer: a half-closed stream carries no calls."""
@@ -180,8 +179,8 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
             if not pieces:
                 break
             self._write(pieces)
-        if connection.wake_s < self._timer_s:
-            self._arm()
+        if connection.wake_s < self._timer_s and not self._ending:
+            self._arm(connection.wake_s)
         if self._deaf and connection.backlog_bytes <= BACKLOG_BYTES and not connection.closed:
             self._deaf = False
             self.transport.resume_reading()
@@ -254,20 +253,6 @@ class WireProtocol(asyncio.BufferedProtocol, Generic[ConnectionT]):
             self.transport.close()
             self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
 
-    def _arm(self) -> None:
-        self._disarm()
-        if not self._ending and self.connection.wake_s < FOREVER:
-            self._timer_s = self.connection.wake_s
-            self._timer = self._loop.call_at(self._timer_s, self._on_timer)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_s = FOREVER
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._timer_s = FOREVER
+    def _on_timer(self, due_s: float) -> None:
         self.connection.handle_timeout(self._loop.time())
         self.flush()

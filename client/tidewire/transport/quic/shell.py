@@ -16,6 +16,7 @@ from tidewire.transport.options import LINGER_S, WRITE_HIGH_BYTES
 from tidewire.transport.peer import Peer
 from tidewire.transport.quic.backend import Address, Ended, Handshake, QuicSession
 from tidewire.transport.quic.identity import CertificatePeer, address_name
+from tidewire.transport.timer import OneTimer
 from tidewire.wire.connection import Connection
 from tidewire.wire.deadlines import FOREVER
 from tidewire.wire.frame import CALL_ID_MAX
@@ -101,7 +102,7 @@ def _no_such_stream(stream: int) -> TidewireError:
     return ProtocolViolation(f"stream {stream} is of a kind that carries no calls")
 
 
-class QuicShell:
+class QuicShell(OneTimer):
     """
     Drives one connection; the shell of links over QUIC.
 
@@ -136,8 +137,6 @@ class QuicShell:
         self._finishing = False
         self._linger: asyncio.TimerHandle | None = None
         self._lingered = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = FOREVER
         self._retransmitted = 0
         self.give_up_s = FOREVER
         """When a handshake that is not done is given up."""
@@ -266,7 +265,7 @@ class QuicShell:
         if session.over:
             session.deliver(self)
         else:
-            self._arm()
+            self._arm_next()
 
     def _transmit(self, datagrams: list[tuple[bytes, Address]]) -> None:
         counters = self._counters
@@ -280,27 +279,17 @@ class QuicShell:
 
     # Timer ------------------------------------------------------------------------------------
 
-    def _arm(self) -> None:
+    def _arm_next(self) -> None:
         """Set the timer, unless it is early enough; one that fires too early is set again."""
         link = self._link
         due_s = min(self.session.wake_s(), self.give_up_s)
         if link is not None and link.wake_s < due_s:
             due_s = link.wake_s
         if due_s < self._timer_s - LATENESS_S:
-            self._disarm()
-            self._timer_s = due_s
-            self._timer = self._loop.call_at(due_s, self._on_timer)
+            self._arm(due_s)
 
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_s = FOREVER
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now_s = max(self._loop.time(), self._timer_s)
-        self._timer_s = FOREVER
+    def _on_timer(self, due_s: float) -> None:
+        now_s = max(self._loop.time(), due_s)
         if now_s >= self.give_up_s:
             self.refuse_handshake("timeout")
             return

@@ -7,7 +7,7 @@ import sys
 from struct import Struct
 from typing import Final, TypeAlias
 
-from tidewire.errors import InvalidArgument
+from tidewire.transport.binding import bind_address
 from tidewire.transport.options import TransportOptions
 from tidewire.transport.quic.backend import Address
 
@@ -66,21 +66,13 @@ def bind(host: str, port: int, options: TransportOptions) -> tuple[socket.socket
     Raises:
         InvalidArgument: The address cannot be resolved or bound.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    whole = False
+
+    def prepare(sock: socket.socket) -> None:
+        nonlocal whole
         whole = tune(sock, options)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise InvalidArgument(f"cannot listen on {host}:{port}: {error}") from error
+
+    sock = bind_address(host, port, socket.SOCK_DGRAM, prepare)
     return sock, whole
 
 
