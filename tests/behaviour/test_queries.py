@@ -207,3 +207,99 @@ async def test_a_responder_that_fails_or_is_busy_is_told(
             await client.queries.ask(name)
         release.set()
         assert "late" == (await asking).text
+
+
+@pytest.mark.needs("streams")
+async def test_ten_thousand_at_once_get_their_own_answers(
+    client: tidewire.Client, name: str
+) -> None:
+    """Bare ones and others, by handlers of both kinds, in whatever runs they travel."""
+
+    async def later(query: tidewire.Query) -> bytes:
+        await asyncio.sleep(0)
+        return query.payload
+
+    async with (
+        client.queries.serve(f"{name}.now", lambda q: q.payload, in_flight_max=10_000),
+        client.queries.serve(f"{name}.later", later, in_flight_max=10_000),
+    ):
+        asked = []
+        for number in range(10_000):
+            subject = f"{name}.later" if number % 10 == 0 else f"{name}.now"
+            headers = [("k", b"v")] if number % 7 == 0 else []
+            asked.append(client.queries.ask(subject, b"%d" % number, headers=headers))
+        replies = await asyncio.gather(*asked)
+
+    assert [b"%d" % number for number in range(10_000)] == [reply.payload for reply in replies]
+    assert 10_000 == len({reply.request_id for reply in replies})
+
+
+@pytest.mark.needs("streams")
+async def test_of_many_at_once_each_ends_in_its_own_way(client: tidewire.Client, name: str) -> None:
+    """Answered, failed, too late, given up and nobody there: beside each other on one stream."""
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def answer(query: tidewire.Query) -> str:
+        if query.text == "fail":
+            raise errors.KeyNotFound("swordfish")
+        if query.text == "hang":
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+        return "done"
+
+    async with client.queries.serve(name, answer):
+        for _ in range(2):  # the first time a stream is opened
+            assert "done" == (await client.queries.ask(name, "go")).text
+        ask = client.queries.ask
+        given_up = asyncio.create_task(ask(name, "hang", timeout_s=60))
+        outcomes = asyncio.gather(
+            ask(name, "go"),
+            ask(name, "fail"),
+            ask(name, "slow", timeout_s=30),
+            ask(f"{name}.nobody", "go"),
+            ask(name, "hang", timeout_s=0.3),
+            return_exceptions=True,
+        )
+        await asyncio.wait_for(started.wait(), WAIT_S)
+        done, failed, slow, nobody, late = await outcomes
+        assert isinstance(late, errors.DeadlineExceeded)
+        await asyncio.wait_for(cancelled.wait(), WAIT_S)
+        cancelled.clear()
+        given_up.cancel()
+        await asyncio.wait_for(cancelled.wait(), WAIT_S)
+
+    assert isinstance(done, tidewire.Reply)
+    assert isinstance(slow, tidewire.Reply)
+    assert isinstance(failed, errors.ResponderFailed)
+    assert "swordfish" in str(failed)
+    assert isinstance(nobody, errors.NoResponders)
+
+
+@pytest.mark.needs("streams")
+async def test_more_than_a_responder_takes_is_told_at_once(
+    client: tidewire.Client, name: str
+) -> None:
+    """Of a run that is larger than its hands the rest is busy; those taken are answered."""
+    release = asyncio.Event()
+
+    async def answer(query: tidewire.Query) -> bytes:
+        await release.wait()
+        return query.payload
+
+    async with client.queries.serve(name, answer, in_flight_max=5):
+        release.set()
+        for _ in range(2):
+            await client.queries.ask(name, "warm")
+        release.clear()
+        asked = [asyncio.create_task(client.queries.ask(name, b"x")) for _ in range(12)]
+        busy, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=WAIT_S)
+        assert busy
+        release.set()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+
+    kinds = [type(outcome) for outcome in outcomes]
+    assert (5, 7) == (kinds.count(tidewire.Reply), kinds.count(errors.RespondersBusy))
