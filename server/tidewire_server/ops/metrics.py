@@ -151,10 +151,12 @@ def store_sources(engine: Engine) -> list[Source]:
         return []
     writer = frozenset({"commit_s_max", "group_transactions_last"})
     pending = frozenset({"transactions", "bytes"})
+    cache = frozenset({"bytes", "bytes_max"})
     return [
         Source(attributes_of(engine.writer.counters), gauges=writer, prefix="store_writer_"),
         Source(attributes_of(engine.writer.pending), gauges=pending, prefix="store_pending_"),
         Source(attributes_of(engine.readers), prefix="store_readers_"),
+        Source(attributes_of(engine.state_cache), gauges=cache, prefix="store_state_cache_"),
     ]
 
 

@@ -151,13 +151,18 @@ def test_figures_by_kind_have_a_label() -> None:
 
 
 async def test_the_store_is_shown(tmp_path: Path) -> None:
-    """Group commit says how many transactions each group had, and what the flushes cost."""
+    """
+    Group commit says how many transactions each group had, and what the flushes cost; reading how
+    much came from memory.
+    """
     engine = await open_engine(tmp_path / "store")
     try:
         collector, _ = make()
         for source in metrics.store_sources(engine):
             collector.add(source)
         await engine.create_stream(event_pb2.StreamConfig(name="s", subjects=["a"]))
+        for _ in range(2):
+            await engine.get_state("a")
 
         figures = scrape(collector)
 
@@ -165,6 +170,9 @@ async def test_the_store_is_shown(tmp_path: Path) -> None:
         assert 0 < figures[key("tidewire_store_writer_commit_s_total")]
         assert 1 <= figures[key("tidewire_store_writer_group_transactions_last")]
         assert 0 == figures[key("tidewire_store_pending_transactions")]
+        assert 1 == figures[key("tidewire_store_state_cache_hits_total")]
+        assert 1 == figures[key("tidewire_store_state_cache_misses_total")]
+        assert 0 < figures[key("tidewire_store_state_cache_bytes")]
     finally:
         await engine.close()
     assert [] == metrics.store_sources(make_core().engine)
