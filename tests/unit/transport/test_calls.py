@@ -280,6 +280,7 @@ async def test_cancelling_a_reader_cancels_the_stream(echo: Echoing) -> None:
     call = echo.stub.Converse()
     await call.wait_for_connection()
     task = asyncio.create_task(call.read())
+    await asyncio.sleep(0)  # a task that never began would cancel nothing
     await asyncio.wait_for(echo.service.started.wait(), LIMIT_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
