@@ -59,7 +59,7 @@ class Events(Publishing):
         for pattern in patterns:
             check_pattern(pattern)
         live = event_pb2.LiveSource(subjects=patterns, group=group)
-        source = self._source(event_pb2.SubscribeOpen(live=live))
+        source = self._source(event_pb2.SubscribeOpen(live=live, takes_several=True))
         subscription = Subscription(
             self._session,
             source,

@@ -17,6 +17,7 @@ from tidewire.client.intake import BATCH_BYTES_MAX, Intake, Request
 from tidewire.client.lanes import Item, Lanes
 from tidewire.client.polled_events import event_stub
 from tidewire.client.session import PRIORITY_BULK, PRIORITY_EVENTS, Session, check_codec, log
+from tidewire.client.together import together
 from tidewire.errors import ConnectionLost, TidewireError
 from tidewire.errors import from_status as error_of
 from tidewire.v1 import common_pb2, event_pb2
@@ -70,6 +71,7 @@ class Publisher(Intake):
         self._signer = session.options.signer
         self._publish_id = 0
         self._credit: common_pb2.Credit | None = None
+        self._takes_several = False
         self._messages_sent = 0
         self._bytes_sent = 0
         self._timers: set[asyncio.TimerHandle] = set()
@@ -148,11 +150,17 @@ class Publisher(Intake):
         check_codec(self._codec, opened)
         self._unreached = None
         self._credit = opened.credit if opened.HasField("credit") else None
+        self._takes_several = opened.takes_several
         self._payload_bytes_max = opened.limits.payload_bytes_max or PAYLOAD_BYTES_MAX
         self.batch_bytes_max = min(BATCH_BYTES_MAX, self._payload_bytes_max)
         self._publish_id = self._messages_sent = self._bytes_sent = 0
 
     def _outgoing(self) -> Iterator[Request]:
+        requests = self._requests()
+        return together(requests) if self._takes_several else (one for _, one in requests)
+
+    def _requests(self) -> Iterator[tuple[int, Request]]:
+        """Take what is ready to be sent: size of the body, and the request."""
         while not self._draining:
             if not self._ready:
                 group = self._next_group()
@@ -164,7 +172,7 @@ class Publisher(Intake):
             if not self._has_credit(item):
                 return
             self._ready.popleft()
-            yield self._send(item)
+            yield item.body_bytes, self._send(item)
 
     def _next_group(self) -> Group | None:
         """Messages for the next batch; without credit they go on gathering."""

@@ -9,7 +9,7 @@ no task for each message.
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -266,6 +266,8 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, Response]):
             return self._deliver(response.message.delivery, response.body)
         if kind == "delivery":
             return self._deliver(response.delivery, None)
+        if kind == "several":
+            return self._deliver_several(response.several.delivery)
         if kind == "ack_result":
             self._acks.answered(response.ack_result)
             if self._acks.buffer:
@@ -277,6 +279,12 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, Response]):
         elif kind == "lost":
             self._tell_lost(response.lost.messages)
         return None
+
+    async def _deliver_several(self, deliveries: Sequence[event_pb2.Delivery]) -> None:
+        for delivery in deliveries:
+            waiting = self._deliver(delivery, None)
+            if waiting is not None:
+                await waiting
 
     def _deliver(
         self, delivery: event_pb2.Delivery, body: memoryview | None

@@ -441,12 +441,15 @@ class Opened(_message.Message):
     CODECS_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
     STREAM_ID_FIELD_NUMBER: _builtins.int
+    TAKES_SEVERAL_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id of the server."""
     epoch: _builtins.int
     """Grows with every start of the server on this store."""
     stream_id: _builtins.str
     """Identifier of this stream in logs and in the connections list."""
+    takes_several: _builtins.bool
+    """On a publishing stream: the server takes `several` too, and not only one batch a request."""
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Limits of the server."""
@@ -468,10 +471,11 @@ class Opened(_message.Message):
         codecs: _abc.Iterable[Global___Codec.ValueType] | None = ...,
         credit: Global___Credit | None = ...,
         stream_id: _builtins.str = ...,
+        takes_several: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "credit", b"credit", "epoch", b"epoch", "limits", b"limits", "node_id", b"node_id", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "credit", b"credit", "epoch", b"epoch", "limits", b"limits", "node_id", b"node_id", "stream_id", b"stream_id", "takes_several", b"takes_several"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -167,6 +167,7 @@ class PublishStreamRequest(_message.Message):
 
     OPEN_FIELD_NUMBER: _builtins.int
     PUBLISH_FIELD_NUMBER: _builtins.int
+    SEVERAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___PublishOpen:
         """First request."""
@@ -175,17 +176,22 @@ class PublishStreamRequest(_message.Message):
     def publish(self) -> Global___PublishItem:
         """A batch."""
 
+    @_builtins.property
+    def several(self) -> Global___PublishItems:
+        """Several batches, to a server whose `opened` says `takes_several`."""
+
     def __init__(
         self,
         *,
         open: Global___PublishOpen | None = ...,
         publish: Global___PublishItem | None = ...,
+        several: Global___PublishItems | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "open", b"open", "publish", b"publish"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "open", b"open", "publish", b"publish", "several", b"several"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "open", b"open", "publish", b"publish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "open", b"open", "publish", b"publish", "several", b"several"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "publish"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["open", "publish", "several"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -244,6 +250,30 @@ class PublishItem(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PublishItem: _TypeAlias = PublishItem  # noqa: Y015
+
+@_typing.final
+class PublishItems(_message.Message):
+    """Pipelined publishes that travel together: those of many subjects are small, and a request for each would cost more than they do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def item(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishItem]:
+        """In the order of their publish_id; each has its own outcome."""
+
+    def __init__(
+        self,
+        *,
+        item: _abc.Iterable[Global___PublishItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishItems: _TypeAlias = PublishItems  # noqa: Y015
 
 @_typing.final
 class PublishStreamResponse(_message.Message):
@@ -401,10 +431,13 @@ class SubscribeOpen(_message.Message):
     CREDIT_FIELD_NUMBER: _builtins.int
     CODECS_FIELD_NUMBER: _builtins.int
     IDLE_BOOKMARK_FIELD_NUMBER: _builtins.int
+    TAKES_SEVERAL_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """Name of the client; at most 64 bytes."""
     node_id: _builtins.str
     """Member whose life these deliveries hang on: when it is DEAD or LEFT they go to others at once. Empty: this call only."""
+    takes_several: _builtins.bool
+    """True: it takes `several` too, and not only deliveries one by one."""
     @_builtins.property
     def live(self) -> Global___LiveSource:
         """What is published from now on; lossy for a slow reader, who is told how many it lost."""
@@ -440,10 +473,11 @@ class SubscribeOpen(_message.Message):
         credit: _common_pb2.Credit | None = ...,
         codecs: _abc.Iterable[_common_pb2.Codec.ValueType] | None = ...,
         idle_bookmark: _duration_pb2.Duration | None = ...,
+        takes_several: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "credit", b"credit", "idle_bookmark", b"idle_bookmark", "live", b"live", "ordered", b"ordered", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "codecs", b"codecs", "consumer", b"consumer", "credit", b"credit", "idle_bookmark", b"idle_bookmark", "live", b"live", "node_id", b"node_id", "ordered", b"ordered", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "codecs", b"codecs", "consumer", b"consumer", "credit", b"credit", "idle_bookmark", b"idle_bookmark", "live", b"live", "node_id", b"node_id", "ordered", b"ordered", "source", b"source", "takes_several", b"takes_several"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["live", "ordered", "consumer"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -593,6 +627,7 @@ class SubscribeResponse(_message.Message):
     BOOKMARK_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    SEVERAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> _common_pb2.Opened:
         """First response."""
@@ -617,6 +652,10 @@ class SubscribeResponse(_message.Message):
     def draining(self) -> _common_pb2.Draining:
         """The server is going."""
 
+    @_builtins.property
+    def several(self) -> Global___Deliveries:
+        """Several deliveries, to a subscriber that takes them so."""
+
     def __init__(
         self,
         *,
@@ -626,16 +665,41 @@ class SubscribeResponse(_message.Message):
         bookmark: Global___Bookmark | None = ...,
         lost: Global___Lost | None = ...,
         draining: _common_pb2.Draining | None = ...,
+        several: Global___Deliveries | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_result", b"ack_result", "bookmark", b"bookmark", "delivery", b"delivery", "draining", b"draining", "kind", b"kind", "lost", b"lost", "opened", b"opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_result", b"ack_result", "bookmark", b"bookmark", "delivery", b"delivery", "draining", b"draining", "kind", b"kind", "lost", b"lost", "opened", b"opened", "several", b"several"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_result", b"ack_result", "bookmark", b"bookmark", "delivery", b"delivery", "draining", b"draining", "kind", b"kind", "lost", b"lost", "opened", b"opened"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_result", b"ack_result", "bookmark", b"bookmark", "delivery", b"delivery", "draining", b"draining", "kind", b"kind", "lost", b"lost", "opened", b"opened", "several", b"several"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["opened", "delivery", "ack_result", "bookmark", "lost", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["opened", "delivery", "ack_result", "bookmark", "lost", "draining", "several"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___SubscribeResponse: _TypeAlias = SubscribeResponse  # noqa: Y015
+
+@_typing.final
+class Deliveries(_message.Message):
+    """Deliveries that travel together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def delivery(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
+        """In order; each is as it would be by itself."""
+
+    def __init__(
+        self,
+        *,
+        delivery: _abc.Iterable[Global___Delivery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deliveries: _TypeAlias = Deliveries  # noqa: Y015
 
 @_typing.final
 class Delivery(_message.Message):

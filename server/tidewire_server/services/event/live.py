@@ -23,11 +23,17 @@ from tidewire_server.services.event.delivery import Response, live_response, mes
 from tidewire_server.services.event.signal import Signal
 
 ROUTES_MAX: Final = 10_000
-"""Subjects whose receivers are remembered."""
+"""Subjects whose receivers are remembered, and sets of receivers."""
 MOVING_S: Final = 0.25
 """A subscriber that took something, or had nothing to take, this recently is moving."""
 HOLD_S: Final = 0.02
 """A publisher is held back at most this long for one batch."""
+TOGETHER_MAX: Final = 64
+"""Batches in one response, to subscribers that take several."""
+TOGETHER_BYTES_MAX: Final = 32 * 1024
+"""Bodies of one response that has several: it goes out in one frame."""
+SMALL_BYTES: Final = 2 * 1024
+"""Bodies above this travel alone."""
 
 
 class LiveBuffer:
@@ -114,6 +120,28 @@ class LiveBuffer:
         self._let_go()
         return response
 
+    def pop_several(self, now: float) -> Response | None:
+        """The next response, with more of the oldest batches in it when they are small."""
+        lost, entries = self.lost_messages, self._entries
+        first_bytes = entries[0][2] if entries else 0
+        first = self.pop(now)
+        if lost or first_bytes > SMALL_BYTES or not isinstance(first, event_pb2.SubscribeResponse):
+            return first
+        several: event_pb2.SubscribeResponse | None = None
+        room = TOGETHER_BYTES_MAX - first_bytes
+        for _ in range(TOGETHER_MAX - 1):
+            if not self.is_deliverable or entries[0][2] > min(SMALL_BYTES, room):
+                break
+            room -= entries[0][2]
+            more = self.pop(now)
+            assert isinstance(more, event_pb2.SubscribeResponse)  # serialized are large ones only
+            if several is None:
+                several = event_pb2.SubscribeResponse()
+                deliveries = several.several.delivery
+                deliveries.append(first.delivery)
+            deliveries.append(more.delivery)
+        return several or first
+
     def expect(self, messages: int, body_bytes: int) -> None:
         """So much more is on its way through the store; less when negative."""
         self._coming_messages += messages
@@ -150,10 +178,10 @@ class LiveBuffer:
         return event_pb2.SubscribeResponse(lost=lost)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would take three times as long to make, for each batch
 class Fanout:
     """
-    What became of a live batch.
+    What became of a live batch; not to be changed.
 
     Attributes:
         receivers: Subscribers that got it.
@@ -225,18 +253,23 @@ class LiveHub:
     def __init__(self) -> None:
         self._index: SubjectIndex[LiveBuffer] = SubjectIndex()
         self._routes: dict[str, _Route] = {}
+        self._shared: dict[tuple[LiveBuffer, ...], _Route] = {}
 
     def add(self, patterns: Sequence[str], buffer: LiveBuffer) -> None:
         """Let a subscriber hear what matches one of the patterns; each batch once."""
         for pattern in patterns:
             self._index.add(pattern, buffer)
-        self._routes.clear()
+        self._forget()
 
     def remove(self, patterns: Sequence[str], buffer: LiveBuffer) -> None:
         """End what `add` began, with the same patterns."""
         for pattern in patterns:
             self._index.remove(pattern, buffer)
+        self._forget()
+
+    def _forget(self) -> None:
         self._routes.clear()
+        self._shared.clear()
 
     def deliver(
         self,
@@ -278,19 +311,28 @@ class LiveHub:
         return _holder(receivers, now)
 
     def _find(self, subject: str) -> _Route:
-        found = self._index.find(subject)
-        groups: dict[str, list[LiveBuffer]] = {}
-        for buffer in found:
-            if buffer.group:
-                groups.setdefault(buffer.group, []).append(buffer)
-        route = _Route(
-            tuple(buffer for buffer in found if not buffer.group),
-            tuple(_Group(members) for members in groups.values()),
-        )
+        found = self._index.search(subject)
+        # Of many subjects most have the same receivers: they share a route.
+        route = self._shared.get(found)
+        if route is None:
+            if len(self._shared) >= ROUTES_MAX:
+                self._shared.clear()
+            route = self._shared[found] = _route_to(found)
         if len(self._routes) >= ROUTES_MAX:
             self._routes.clear()
         self._routes[subject] = route
         return route
+
+
+def _route_to(found: tuple[LiveBuffer, ...]) -> _Route:
+    groups: dict[str, list[LiveBuffer]] = {}
+    for buffer in found:
+        if buffer.group:
+            groups.setdefault(buffer.group, []).append(buffer)
+    return _Route(
+        tuple(buffer for buffer in found if not buffer.group),
+        tuple(_Group(members) for members in groups.values()),
+    )
 
 
 def _holder(receivers: Sequence[LiveBuffer], now: float) -> LiveBuffer | None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from tidewire.errors import (
@@ -28,6 +29,8 @@ from tidewire_server.services.event.live import Fanout
 
 log = logging.getLogger(__name__)
 
+ANSWERS_MAX: Final = 256
+"""Answers to live publishes that are kept; they differ by the number of receivers."""
 COMMITTERS_MAX: Final = 256
 """Transactions of publishing streams in the engine's hands at once."""
 
@@ -131,10 +134,13 @@ class Publisher:
 
 
 def live_answer(fanout: Fanout) -> event_pb2.PublishResponse:
-    """What became of a batch that no stream takes."""
-    return event_pb2.PublishResponse(
-        durability=common_pb2.DURABILITY_MEMORY, receivers=fanout.receivers
-    )
+    """What became of a batch that no stream takes; not to be changed."""
+    return _live_answer(fanout.receivers)
+
+
+@lru_cache(ANSWERS_MAX)
+def _live_answer(receivers: int) -> event_pb2.PublishResponse:
+    return event_pb2.PublishResponse(durability=common_pb2.DURABILITY_MEMORY, receivers=receivers)
 
 
 class CommitPool:

@@ -71,6 +71,7 @@ class PublishSession:
         """Serve until the client has published all, goes, or does something wrong."""
         await self._read_open()
         opened = self._core.opened(_credit(self._granted))
+        opened.takes_several = True
         await self._context.write(event_pb2.PublishStreamResponse(opened=opened))
         writer = asyncio.create_task(self._write())
         self._exchange.publisher_opened()
@@ -134,9 +135,16 @@ class PublishSession:
         body: memoryview | None = None
         if isinstance(request, Apart):
             request, body = request
-        if request.WhichOneof("kind") != "publish":
-            raise ProtocolOrder("`open` comes once, and then only `publish`")
-        item = request.publish
+        kind = request.WhichOneof("kind")
+        if kind == "several":
+            for item in request.several.item:
+                await self._take_item(item, None)
+        elif kind == "publish":
+            await self._take_item(request.publish, body)
+        else:
+            raise ProtocolOrder("`open` comes once, and then only `publish` or `several`")
+
+    async def _take_item(self, item: event_pb2.PublishItem, body: memoryview | None) -> None:
         publish_id, publish = item.publish_id, item.request
         if publish_id <= self._last_id:
             raise InvalidArgument(

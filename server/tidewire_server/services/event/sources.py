@@ -61,7 +61,12 @@ class LiveEvents:
     """What is published from now on."""
 
     def __init__(
-        self, exchange: Exchange, live: event_pb2.LiveSource, allowance: Allowance
+        self,
+        exchange: Exchange,
+        live: event_pb2.LiveSource,
+        allowance: Allowance,
+        *,
+        takes_several: bool = False,
     ) -> None:
         limits = exchange.core.limits
         self.allowance = allowance
@@ -72,14 +77,15 @@ class LiveEvents:
             group=live.group,
         )
         self.signal = self.buffer.signal
+        self._pop = self.buffer.pop_several if takes_several else self.buffer.pop
         self._exchange = exchange
         self._clock = exchange.core.clock
         self._patterns = tuple(dict.fromkeys(live.subjects))
         exchange.live.add(self._patterns, self.buffer)
 
     async def pull(self) -> Response | None:
-        """The oldest batch that waits, after what was lost before it."""
-        return self.buffer.pop(self._clock())
+        """The oldest batch that waits, after what was lost before it; or the oldest few."""
+        return self._pop(self._clock())
 
     @property
     def sequence(self) -> int:

@@ -151,7 +151,9 @@ class SubscribeSession:
             patterns(open_.live.subjects, "open.live.subjects", at_least=1)
             if open_.live.group:
                 named(open_.live.group, "open.live.group")
-            return LiveEvents(self._exchange, open_.live, self._allowance)
+            return LiveEvents(
+                self._exchange, open_.live, self._allowance, takes_several=open_.takes_several
+            )
         if kind == "ordered":
             return await self._open_ordered(open_.ordered)
         if kind == "consumer":

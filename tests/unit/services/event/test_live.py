@@ -9,6 +9,10 @@ import pytest
 from support.events import Events, Subscription, event_service, payloads
 from tidewire import errors
 from tidewire.v1 import common_pb2, event_pb2
+from tidewire.wire.batch import encode_payloads
+from tidewire_server.services.event.allowance import Allowance
+from tidewire_server.services.event.delivery import Response, live_response
+from tidewire_server.services.event.live import SMALL_BYTES, TOGETHER_MAX, LiveBuffer
 
 
 @pytest.fixture
@@ -162,3 +166,90 @@ async def test_a_cancelled_subscription_is_forgotten(events: Events) -> None:
         if not receivers:
             break
     assert 0 == receivers
+
+
+def small(number: int, size: int = 1) -> Response:
+    """A live delivery of one message."""
+    return live_response(encode_payloads(f"s{number}", [b"x" * size]), time_ns=number)
+
+
+def buffer_with(credit: int, messages_max: int = 1_000) -> LiveBuffer:
+    """An empty buffer of a subscriber with credit for so many messages."""
+    allowance = Allowance(common_pb2.Credit(messages_until=credit, bytes_until=1 << 40))
+    return LiveBuffer(allowance, messages_max=messages_max, bytes_max=1 << 30)
+
+
+def subjects(response: Response | None) -> list[str]:
+    """Subjects of a response of one or of several deliveries."""
+    assert isinstance(response, event_pb2.SubscribeResponse)
+    if response.WhichOneof("kind") == "delivery":
+        return [response.delivery.batch.subject]
+    return [delivery.batch.subject for delivery in response.several.delivery]
+
+
+def test_small_batches_leave_together_within_their_bounds() -> None:
+    """In order, as many as one response may have; a large one leaves alone."""
+    buffer = buffer_with(credit=1_000)
+    for number in range(TOGETHER_MAX + 3):
+        buffer.put(small(number), 1, 3)
+    buffer.put(small(900, SMALL_BYTES + 1), 1, SMALL_BYTES + 4)
+    buffer.put(small(901), 1, 3)
+
+    taken = [subjects(buffer.pop_several(0.0)) for _ in range(4)]
+
+    assert [TOGETHER_MAX, 3, 1, 1] == [len(each) for each in taken]
+    assert [f"s{n}" for n in range(TOGETHER_MAX + 3)] == taken[0] + taken[1]
+    assert [["s900"], ["s901"]] == taken[2:]
+    assert buffer.pop_several(0.0) is None
+    assert (0, 0) == (buffer.messages, buffer.bytes)
+
+
+def test_together_they_cost_their_credit_each() -> None:
+    """No more leaves than there is credit for, and the rest when there is more."""
+    buffer = buffer_with(credit=5)
+    for number in range(8):
+        buffer.put(small(number), 1, 3)
+
+    assert [f"s{n}" for n in range(5)] == subjects(buffer.pop_several(0.0))
+    assert buffer.pop_several(0.0) is None
+    buffer.allowance.grow(common_pb2.Credit(messages_until=100, bytes_until=1 << 40))
+    assert ["s5", "s6", "s7"] == subjects(buffer.pop_several(0.0))
+
+
+def test_what_was_lost_is_told_before_what_leaves_together() -> None:
+    """The news of a gap comes by itself, then what is behind it."""
+    buffer = buffer_with(credit=100, messages_max=3)
+    for number in range(5):
+        buffer.put(small(number), 1, 3)
+
+    first = buffer.pop_several(0.0)
+    assert isinstance(first, event_pb2.SubscribeResponse)
+    assert 2 == first.lost.messages
+    assert ["s2", "s3", "s4"] == subjects(buffer.pop_several(0.0))
+
+
+async def test_only_who_takes_several_gets_them(events: Events) -> None:
+    """Of two subscribers to many subjects, one that did not say so gets each by itself."""
+    plain = await events.live("s.*")
+    modern = await events.live("s.*", takes_several=True)
+    publication = await events.publisher()
+    items = [
+        event_pb2.PublishItem(
+            publish_id=n,
+            request=event_pb2.PublishRequest(batch=encode_payloads(f"s.{n}", [b"%d" % n])),
+        )
+        for n in range(1, 21)
+    ]
+    several = event_pb2.PublishItems(item=items)
+    await publication.call.write(event_pb2.PublishStreamRequest(several=several))
+
+    assert [f"s.{n}" for n in range(1, 21)] == [
+        (await plain.delivery()).batch.subject for _ in range(20)
+    ]
+    got: list[str] = []
+    responses = 0
+    while len(got) < 20:
+        got += subjects(await modern.next())
+        responses += 1
+    assert [f"s.{n}" for n in range(1, 21)] == got
+    assert responses < 20

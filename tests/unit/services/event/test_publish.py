@@ -155,3 +155,36 @@ async def test_to_pass_the_credit_ends_the_stream(
             await publication.publish(publish_id, encode_payloads("s", [b"a"] * 9))
         with pytest.raises(errors.CreditExceeded):
             await publication.results(3)
+
+
+async def test_publishes_that_travel_together_have_an_outcome_each(events: Events) -> None:
+    """A refused one in the middle stops none; the server says that it takes them so."""
+    publication = await events.publisher()
+    batches = [encode_payloads("orders.eu", [b"%d" % i]) for i in range(1, 6)]
+    batches[2].crc32c += 1
+    batches[3].subject = "nobody.listens"
+    items = [
+        event_pb2.PublishItem(publish_id=i, request=event_pb2.PublishRequest(batch=batch))
+        for i, batch in enumerate(batches, 1)
+    ]
+    several = event_pb2.PublishItems(item=items)
+    await publication.call.write(event_pb2.PublishStreamRequest(several=several))
+
+    results = await publication.results(5)
+
+    assert [1, 2, 3] == [results[i].response.stored.first for i in (1, 2, 5)]
+    assert isinstance(from_status(results[3].error), errors.ChecksumMismatch)
+    assert common_pb2.DURABILITY_MEMORY == results[4].response.durability
+
+
+async def test_publish_ids_increase_within_a_request(events: Events) -> None:
+    """What travels together obeys the same rules."""
+    publication = await events.publisher()
+    request = event_pb2.PublishRequest(batch=encode_payloads("orders.eu", [b"x"]))
+    items = [event_pb2.PublishItem(publish_id=i, request=request) for i in (1, 1)]
+    several = event_pb2.PublishItems(item=items)
+    await publication.call.write(event_pb2.PublishStreamRequest(several=several))
+
+    with pytest.raises(errors.InvalidArgument):
+        while True:
+            await publication.next()
