@@ -34,6 +34,8 @@ ANSWER_BYTES_MAX: Final = 1024 * 1024
 """Answers of more bytes are handed on one by one."""
 RESPONSES_PENDING_MAX: Final = 10_000
 REMAINING_DEFAULT_S: Final = 30.0
+ASKER_STALL_S: Final = 2.0
+"""A slow asker holds its responder's other replies up for at most this long."""
 TIMER_S_MIN: Final = 0.001
 NUMBER_MAX: Final = 2**63 - 1
 SPARE_FIRSTS: Final = 64
@@ -66,8 +68,11 @@ class Asker:
         self._dispatch = dispatch
         self._loop = asyncio.get_running_loop()
         self._run_bytes_max = min(RUN_BYTES_MAX, core.limits.payload_bytes_max)
+        self._cut: asyncio.Timeout | None = None
         self._last_id = 0
         self._half_closed = False
+        self._held_up = False
+        """A request waits until there is room for what it leads to."""
         self._parts: dict[int, Part] = {}
         """In hand, by the number of the first question."""
         self._firsts: list[int] = []
@@ -101,22 +106,33 @@ class Asker:
             )
 
     def take_at_once(self, request: query_pb2.AskManyRequest) -> bool:
-        """Take a request in the turn it comes in."""
-        if not self.backlog.closed:
-            try:
-                self.take(request)
-            except Exception as error:  # noqa: BLE001 (ends the stream; the router judges it)
-                self.backlog.fail(error)
+        """Take a request in the turn it comes in, unless answers have to be taken first."""
+        if self._held_up or self.backlog.full:
+            return False
+        self._take_or_fail(request)
         return True
 
     async def read(self, requests: AsyncIterator[query_pb2.AskManyRequest]) -> None:
         """Read what was not taken at once, and the end."""
         try:
             async for request in requests:
-                self.take_at_once(request)
+                # What comes next waits behind this one: failures are answers too.
+                self._held_up = True
+                if not await self.backlog.wait_room(ASKER_STALL_S):
+                    self.cut_off(ASKER_STALL_S)
+                    return
+                self._held_up = False
+                self._take_or_fail(request)
         except Exception as error:  # noqa: BLE001 (ends the stream; the router judges it)
             self.backlog.fail(error)
         self.half_close()
+
+    def _take_or_fail(self, request: query_pb2.AskManyRequest) -> None:
+        if not self.backlog.closed:
+            try:
+                self.take(request)
+            except Exception as error:  # noqa: BLE001 (ends the stream; the router judges it)
+                self.backlog.fail(error)
 
     def half_close(self) -> None:
         """No more questions come; the stream ends when those in hand are over."""
@@ -331,7 +347,10 @@ class Asker:
 
     def cut_off(self, stall_s: float) -> None:
         """End it: it took no answers for so long."""
+        self.abandon()
         self.backlog.fail(asker_too_slow(f"{self.request_prefix}...", stall_s))
+        if self._cut is not None:
+            self._cut.reschedule(self._loop.time())  # a write that hangs ends too
 
     def _arm(self, due_s: float) -> None:
         if self._timer is not None:
@@ -374,7 +393,19 @@ class Asker:
             return self._write_now(self._undeliverable(response, error))
 
     async def write(self, context: Context) -> None:
-        """Write what waits, until the stream ends."""
+        """
+        Write what waits, until the stream ends.
+
+        Raises:
+            SlowConsumer: The asker took nothing for too long.
+        """
+        try:
+            async with asyncio.timeout(None) as self._cut:
+                await self._write_all(context)
+        except TimeoutError:
+            raise asker_too_slow(f"{self.request_prefix}...", ASKER_STALL_S) from None
+
+    async def _write_all(self, context: Context) -> None:
         backlog = self.backlog
         with contextlib.suppress(OutboxClosed):
             while True:

@@ -47,12 +47,15 @@ SUMMARY_S_MAX: Final = 0.25
 class QueryService(query_pb2_grpc.QueryServiceServicer):
     """
     Serves queries; one instance for all wires. Metadata ``tidewire-priority: 3`` suits its calls.
+
+    Attributes:
+        directory: Who serves what.
     """
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._serving = Serving(core)
-        self._directory = self._serving.directory
+        self.directory = self._serving.directory
         self._request_prefix = f"{secrets.token_hex(4)}-"
         self._requests = 0
         self._streams = 0
@@ -134,7 +137,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
     ) -> None:
         """Ask many queries on one stream."""
         prefix = self._open(await first_of(request_iterator, "AskMany"))
-        asker = Asker(self._core, self._dispatch, prefix, principal(context))
+        asker = Asker(self._core, self.dispatch, prefix, principal(context))
         asker.backlog.put(query_pb2.AskManyResponse(opened=self._core.opened()))
         asker.write_at_once = getattr(context, "write_nowait", None)
         if hasattr(context, "take_by"):
@@ -158,10 +161,10 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         self._streams += 1
         return opening.request_prefix or f"{self._request_prefix}{self._streams:x}-"
 
-    def _dispatch(self, part: Part) -> None:
+    def dispatch(self, part: Part) -> None:
         """Give questions to responders; those nobody takes fail."""
         try:
-            shares = self._directory.share(part.subject, part.count)
+            shares = self.directory.share(part.subject, part.count)
         except errors.TidewireError as error:
             part.asker.fail(range(part.first_id, part.first_id + part.count), error)
             return
@@ -174,7 +177,7 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
             given += count
         if given < part.count:
             surplus = range(part.first_id + given, part.first_id + part.count)
-            part.asker.fail(surplus, self._directory.refusal(part.subject))
+            part.asker.fail(surplus, self.directory.refusal(part.subject))
 
     async def AskStream(  # type: ignore[override]  # writes to the context
         self, request: query_pb2.AskStreamRequest, context: Any
@@ -207,9 +210,9 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
         """Ask several responders."""
         self._check(request)
         until, wanted = _rule(request)
-        responders = self._directory.everyone(request.subject)
+        responders = self.directory.everyone(request.subject)
         if not responders:
-            self._directory.choose(request.subject)  # raises: nobody is there
+            self.directory.choose(request.subject)  # raises: nobody is there
         now_s = self._core.clock()
         remaining_s = _remaining_s(context)
         remaining_s -= min(max(remaining_s * SUMMARY_SHARE, SUMMARY_S_MIN), SUMMARY_S_MAX)
@@ -262,12 +265,12 @@ class QueryService(query_pb2_grpc.QueryServiceServicer):
 
     def _give(self, query: Query) -> None:
         self._core.counters.add("query_asks_total")
-        self._directory.choose(query.subject).give(query)
+        self.directory.choose(query.subject).give(query)
 
     def _route(self, query: Query) -> None:
         """Give a query to the next responder: the one it was for went before it was written."""
         try:
-            self._directory.choose(query.subject).give(query)
+            self.directory.choose(query.subject).give(query)
         except errors.TidewireError as error:
             query.on_error(error)
 

@@ -15,7 +15,7 @@ from tidewire_server.core import Context, Core
 from tidewire_server.members import Life
 from tidewire_server.services.outbox import OutboxClosed
 from tidewire_server.services.payload import bad_field, check_payload
-from tidewire_server.services.query.asker import ANSWER_BYTES_MAX, Asker, check_size
+from tidewire_server.services.query.asker import ANSWER_BYTES_MAX, ASKER_STALL_S, Asker, check_size
 from tidewire_server.services.query.responder import IN_FLIGHT_DEFAULT, Backlog, Responder
 from tidewire_server.services.query.routing import Directory
 
@@ -24,8 +24,6 @@ SUBJECTS_MAX: Final = 64
 IN_FLIGHT_MAX: Final = 10_000
 CLIENT_ID_BYTES_MAX: Final = 64
 OPEN_WAIT_S: Final = 10.0
-ASKER_STALL_S: Final = 2.0
-"""A slow asker holds its responder's other replies up for at most this long."""
 WATCH_INTERVAL_S: Final = 1.0
 GRACE_SHARE: Final = 0.9
 """Part of the grace after which streams end also with queries in hand."""

@@ -177,3 +177,45 @@ def _check_choice(directory: Directory[Seat], seats: list[Seat], subject: str) -
         assert min(s.in_hand for s in ready) == chosen.in_hand
         assert chosen in ready
         chosen.take()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 8)), min_size=1, max_size=6),
+    st.integers(1, 40),
+)
+def test_several_are_shared_as_if_given_one_by_one(
+    seats: list[tuple[int, int]], count: int
+) -> None:
+    """The least busy get them; what nobody has room for is left over."""
+
+    def scene() -> Directory[Seat]:
+        directory = directory_of(*(seat(str(n), most=most) for n, (_, most) in enumerate(seats)))
+        for each, (in_hand, most) in zip(directory.seats, seats, strict=True):
+            each.take(min(in_hand, most))
+        return directory
+
+    one_by_one, together = scene(), scene()
+    try:
+        for _ in range(count):
+            take(one_by_one)
+    except errors.RespondersBusy:
+        assert all(each.in_hand == each.in_flight_max for each in one_by_one.seats)
+    try:
+        for each, number in together.share("a", count):
+            each.take(number)
+    except errors.RespondersBusy:
+        assert not any(each.ready for each in together.seats)
+
+    # Which of equals gets one more is not said, but how many of them do.
+    assert sorted(each.in_hand for each in one_by_one.seats) == sorted(
+        each.in_hand for each in together.seats
+    )
+
+
+def test_sharing_spans_groups() -> None:
+    """Responders of two groups are equals to a run of questions."""
+    directory = directory_of(seat("one"), seat("two", group="g"), seat("three", "b"))
+
+    assert {"one": 3, "two": 3} == {each.name: n for each, n in directory.share("a", 6)}
+    with pytest.raises(errors.NoResponders):
+        directory.share("c", 2)

@@ -442,7 +442,7 @@ class FakeResponder:
     async def asked(self, number: int, service: QueryService) -> None:
         """Wait until so many queries wait for it."""
         async with asyncio.timeout(WAIT_S):
-            while sum(seat.in_hand for seat in service._directory.seats) < number:  # noqa: ASYNC110
+            while sum(seat.in_hand for seat in service.directory.seats) < number:  # noqa: ASYNC110
                 await asyncio.sleep(0)
 
     def auth_context(self) -> dict[str, Any]:
