@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 GRPC_UNIX: Final = "grpc+unix"
 GRPC_SCHEMES: Final = ("grpc", "grpcs", *((GRPC_UNIX,) if UNIX_SOCKETS else ()))
 
+GOODBYE_S: Final = 2.0
+"""Peers of gRPC that have no calls are given this long to answer that the server goes."""
+GRPC_POLL_S: Final = 0.1
+
 log = logging.getLogger(__name__)
 
 
@@ -97,10 +101,29 @@ class Listeners:
             self._reloads.cancel()
         for file in self._files:
             file.remove()
-        stops = [server.stop(grace_s) for server in self._servers()]
+        stops = [server.stop(grace_s) for server in self._raw.values()]
+        if self._grpc is not None:
+            stops.append(self._stop_grpc(self._grpc, grace_s))
         if self._workers is not None:
             stops.append(self._workers.stop(grace_s))
         await asyncio.gather(*stops)
+
+    async def _stop_grpc(self, server: grpc.aio.Server, grace_s: float) -> None:
+        """
+        Stop gRPC's server, and cut connections that have no calls and do not answer.
+
+        gRPC waits for an answer to the PING behind its GOAWAY, so that a peer that hangs, or is
+        behind a proxy that does, held every stop for the whole grace.
+        """
+        stopping = asyncio.ensure_future(server.stop(grace_s))
+        try:
+            await asyncio.wait({stopping}, timeout=GOODBYE_S)
+            while not stopping.done():
+                if not self.grpc_calls.active:
+                    await server.stop(None)
+                await asyncio.wait({stopping}, timeout=GRPC_POLL_S)
+        finally:
+            await stopping
 
     async def reload_certificates(self) -> bool:
         """Read certificates anew for connections that come; False when some keep their old ones."""

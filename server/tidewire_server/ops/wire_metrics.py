@@ -108,6 +108,11 @@ class GrpcCalls(grpc.GenericRpcHandler):
         self._router = router
         self._wrapped: dict[str, tuple[Any, Any]] = {}
 
+    @property
+    def active(self) -> int:
+        """Calls whose handlers run."""
+        return sum(figures.calls_active for figures in self.wires.values())
+
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Return the router's handler, counted."""
         handler: Any = self._router.service(handler_call_details)
