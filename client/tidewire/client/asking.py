@@ -29,11 +29,13 @@ from tidewire.errors import (
 from tidewire.errors import from_status as error_of
 from tidewire.v1 import common_pb2, query_pb2
 
-RUN_QUESTIONS_MAX: Final = 1_024
 RUN_BYTES_MAX: Final = 240 * 1024
-"""A run is closed when it passes this."""
-RUN_HEADERS_MAX: Final = 1_000
-"""Headers of one run: a request of very many fields is refused."""
+"""Room of one run."""
+QUESTION_COST_BYTES: Final = 240
+"""
+What a question takes of it beside its bytes, and each header too: a run has at most 1,024
+questions, and a request of very many fields would be refused.
+"""
 ASKED_MAX: Final = 32_768
 """Queries of one client that are not answered, before those that follow wait for room."""
 QUEUED_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -105,6 +107,7 @@ class Run:
         futures: Who waits, by place; ``None`` where nobody does any more.
         bodies: The questions, until they are sent.
         first_number: Number of the first question; 0 until they are sent.
+        room: Bytes that still fit; see `RUN_BYTES_MAX`.
     """
 
     __slots__ = (
@@ -113,9 +116,8 @@ class Run:
         "deadline_s",
         "first_number",
         "futures",
-        "headers",
         "limit_s",
-        "size",
+        "room",
         "subject",
     )
 
@@ -127,8 +129,7 @@ class Run:
         self.futures: list[Waiting | None] = []
         self.bodies: list[Any] = []
         self.first_number = 0
-        self.headers = 0
-        self.size = 0
+        self.room = RUN_BYTES_MAX
 
     def tell(self, place: int, outcome: Outcome) -> None:
         """Tell who waits at a place what came; what is told is not held here."""
@@ -144,11 +145,14 @@ class Questioning:
     One call of QueryService.AskMany that was greeted, and the queries on it.
 
     Attributes:
+        last: The open run that was used last; most queries are like the one before, and whoever
+            asks may put them there himself.
         full: So many queries are in hand that no more are taken now; see `wait_room`.
         over: No more queries are taken.
     """
 
     def __init__(self, session: Session, call: Any, numbers: Numbers) -> None:
+        self.last: Run | None = None
         self.full = False
         self.over = False
         self._loop = session.loop
@@ -159,8 +163,6 @@ class Questioning:
         self._nowait: Callable[[Any], bool] | None = getattr(call, "write_nowait", None)
         self._asked: dict[int, Run] = {}
         """Runs of what is sent and not answered, by the number of the question."""
-        self._last: Run | None = None
-        """The open run that was used last; most queries are like the one before."""
         self._open: dict[tuple[str, float, bool], Run] = {}
         self._closed: deque[Run] = deque()
         self._queued = 0
@@ -186,21 +188,14 @@ class Questioning:
             size: Bytes of the question, about.
             future: Who waits.
         """
-        bare = type(body) is bytes
-        run = self._last
-        if run is None or run.limit_s != limit_s or run.bare is not bare or run.subject != subject:
-            run = self._run_of(subject, limit_s, bare)
+        cost = size + QUESTION_COST_BYTES
+        bare = isinstance(body, bytes)
+        if not isinstance(body, bytes):
+            cost += len(body.header) * QUESTION_COST_BYTES
+        run = self._run_of(subject, limit_s, bare, cost)
+        run.room -= cost
         run.futures.append(future)
         run.bodies.append(body)
-        run.size += size
-        if not bare:
-            run.headers += len(body.header)  # type: ignore[union-attr]  # it is a payload
-        if (
-            len(run.bodies) >= RUN_QUESTIONS_MAX
-            or run.size >= RUN_BYTES_MAX
-            or run.headers >= RUN_HEADERS_MAX
-        ):
-            self._close_run(run)
         if not self._turn:
             self._turn = True
             # Not the first one at once: with 64 in flight that made all three processes work a
@@ -208,26 +203,30 @@ class Questioning:
             self._loop.call_soon(self._end_turn)
         return run
 
-    def _run_of(self, subject: str, limit_s: float, bare: bool) -> Run:
+    def _run_of(self, subject: str, limit_s: float, bare: bool, cost: int) -> Run:
+        """Return the open run for a question, with room for it."""
         key = (subject, limit_s, bare)
         run = self._open.get(key)
+        if run is not None and run.room < cost:
+            self._close_run(run)
+            run = None
         if run is None:
             deadline_s = self._clock() + limit_s
             run = self._open[key] = Run(subject, limit_s, bare, deadline_s)
             self._judge_room()
             if deadline_s < self._timer_s:
                 self._set_timer(deadline_s)
-        self._last = run
+        self.last = run
         return run
 
     def _close_run(self, run: Run) -> None:
         """Take no more questions into a run."""
-        if self._last is run:
-            self._last = None
+        if self.last is run:
+            self.last = None
         del self._open[run.subject, run.limit_s, run.bare]
         self._closed.append(run)
         self._queued += len(run.bodies)
-        self._queued_bytes += run.size
+        self._queued_bytes += RUN_BYTES_MAX - run.room
 
     def give_up(self, run: Run, future: Waiting) -> None:
         """Nobody waits for this query any more."""
@@ -287,7 +286,6 @@ class Questioning:
         """Send what was asked so far, as far as the wire takes it."""
         if self.over:
             return
-        self._last = None
         for run in list(self._open.values()):
             self._close_run(run)
         if self._writer is not None:
@@ -321,7 +319,7 @@ class Questioning:
         run = self._closed.popleft()
         count = len(run.bodies)
         self._queued -= count
-        self._queued_bytes -= run.size
+        self._queued_bytes -= RUN_BYTES_MAX - run.room
         run.first_number = first = self._numbers.take(count)
         self._asked.update(zip(range(first, first + count), repeat(run), strict=False))
         self._budget.request_made()
@@ -446,7 +444,7 @@ class Questioning:
             self._close_run(run)
         self._closed.remove(run)
         self._queued -= len(run.bodies)
-        self._queued_bytes -= run.size
+        self._queued_bytes -= RUN_BYTES_MAX - run.room
         run.bodies = []
 
     # The end.

@@ -121,19 +121,19 @@ class _Answers:
         self._ids: list[int] = []
         self._payloads: list[common_pb2.Payload] = []
 
-    def add(self, query_id: int, body: bytes | common_pb2.Payload) -> int:
-        """Take an answer; returns the size."""
-        if isinstance(body, bytes):
-            self._bare_ids.append(query_id)
-            self._bare.append(body)
-            self.size += len(body) + ANSWER_OVERHEAD_BYTES
-        else:
-            self._ids.append(query_id)
-            self._payloads.append(body)
-            # Fields of a request count too: there may not be too many.
-            headers_bytes = len(body.header) * HEADER_COST_BYTES
-            self.size += body.ByteSize() + headers_bytes + HEADER_COST_BYTES
+    def add_bare(self, query_id: int, body: bytes) -> int:
+        """Take an answer of bytes and nothing else; returns the size."""
+        self._bare_ids.append(query_id)
+        self._bare.append(body)
+        self.size += len(body) + ANSWER_OVERHEAD_BYTES
         return self.size
+
+    def add(self, query_id: int, payload: common_pb2.Payload) -> None:
+        """Take an answer."""
+        self._ids.append(query_id)
+        self._payloads.append(payload)
+        # Fields of a request count too: there may not be too many.
+        self.size += payload.ByteSize() + (1 + len(payload.header)) * HEADER_COST_BYTES
 
     def requests(self) -> Iterator[query_pb2.ServeRequest]:
         """Encode them."""
@@ -244,13 +244,28 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
     def _take_questions(self, questions: query_pb2.ServeQuestions) -> None:
         asking, query_id = _Asking(questions), questions.first_query_id
         bodies: Sequence[Any] = questions.bare or questions.payloads
+        handler, quick = self._handler, self._plain and not self._generates
         for body in bodies:
             query = Query.__new__(Query)
             query._payload = body
             query.query_id = query_id
             query._asking = asking
             query_id += 1
-            self._take(query)
+            if not quick:
+                self._take(query)
+                continue
+            # What `_take` and `_answer` do with bytes, which is what most answers are.
+            try:
+                answer = handler(query)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (as in `_take`)
+                self._fail(query, error)
+                continue
+            if type(answer) is not bytes:
+                self._judge(query, answer)
+                continue
+            self.answered += 1
+            if self._answers.add_bare(query.query_id, answer) >= ANSWERS_BYTES_MAX:
+                self._close_answers()
 
     def _flush_soon(self) -> None:
         """Send when this turn is over what was answered in it."""
@@ -299,6 +314,10 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (the application's)
             self._fail(query, error)
             return
+        self._judge(query, answer)
+
+    def _judge(self, query: Query, answer: Any) -> None:
+        """Answer with what a handler returned, or wait for it."""
         if type(answer) is not bytes and inspect.isawaitable(answer):
             self._start(query, self._wait(query, answer))
         else:
@@ -358,7 +377,12 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
             return
         self.answered += 1
         if query._asking.request is not None:
-            if self._answers.add(query.query_id, body) >= ANSWERS_BYTES_MAX:
+            answers = self._answers
+            if isinstance(body, bytes):
+                answers.add_bare(query.query_id, body)
+            else:
+                answers.add(query.query_id, body)
+            if answers.size >= ANSWERS_BYTES_MAX:
                 self._close_answers()
             self._flush_soon()
             return
