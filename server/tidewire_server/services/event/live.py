@@ -5,15 +5,17 @@ A batch is looked up once and becomes one response, which every subscriber gets.
 does not keep up loses its oldest batches, whole, and is told how many messages that were; it never
 holds memory beyond its bounds.
 
-Publishers are held back to the speed of subscribers that move, also by what is still on its way
-through the store: what is committed together arrives in a burst. One batch waits `HOLD_S` at most,
-and nobody waits for a subscriber that has taken nothing for `MOVING_S`.
+Publishers are held back to the speed of the faster half of the subscribers that move, also by what
+is still on its way through the store: what is committed together arrives in a burst. They stand in
+a row: one goes on for each batch that is taken, or after `HOLD_S` for each before it, and nobody
+waits for a subscriber that has taken nothing for `MOVING_S`.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import randrange
 from typing import Final
 
 from tidewire.v1 import common_pb2, event_pb2
@@ -27,7 +29,14 @@ ROUTES_MAX: Final = 10_000
 MOVING_S: Final = 0.25
 """A subscriber that took something, or had nothing to take, this recently is moving."""
 HOLD_S: Final = 0.02
-"""A publisher is held back at most this long for one batch."""
+"""
+A publisher is held back at most this long for one batch, as long for each before it, and as many
+times longer as the batch has `LOOKED_AT_MAX` receivers.
+"""
+HOLD_S_MAX: Final = 1.0
+"""However many are before it."""
+LOOKED_AT_MAX: Final = 16
+"""Receivers that are looked at to see whether more than half of them are behind."""
 TOGETHER_MAX: Final = 64
 """Batches in one response, to subscribers that take several."""
 TOGETHER_BYTES_MAX: Final = 32 * 1024
@@ -65,7 +74,9 @@ class LiveBuffer:
         self._entries: deque[tuple[Response, int, int]] = deque()
         self._coming_messages = 0
         self._coming_bytes = 0
-        self._held: list[asyncio.Future[None]] = []
+        self._held: deque[asyncio.Future[None]] = deque()
+        self.crowd = 1
+        """How many times `HOLD_S` a batch may wait: where many receive it, it is more work."""
 
     @property
     def is_behind(self) -> bool:
@@ -149,13 +160,14 @@ class LiveBuffer:
         self._let_go()
 
     async def hold_back(self) -> None:
-        """Wait until this subscriber is not behind any more, at most `HOLD_S`."""
+        """Wait until it is this publisher's turn to publish to a subscriber that is behind."""
         if not self.is_behind:
             return
         loop = asyncio.get_running_loop()
         held: asyncio.Future[None] = loop.create_future()
         self._held.append(held)
-        timer = loop.call_later(HOLD_S, _wake, held)
+        limit_s = min(HOLD_S * self.crowd * len(self._held), HOLD_S_MAX)
+        timer = loop.call_later(limit_s, _wake, held)
         try:
             await held
         finally:
@@ -164,10 +176,11 @@ class LiveBuffer:
                 self._held.remove(held)
 
     def _let_go(self) -> None:
+        # One for each batch that was taken: all at once would bring more than there is room for.
         if self._held and not self.is_behind:
-            for held in self._held:
-                _wake(held)
-            self._held.clear()
+            _wake(self._held.popleft())
+            while self._held and not self._entries:
+                _wake(self._held.popleft())
 
     def take_lost(self) -> event_pb2.SubscribeResponse | None:
         """What was lost since it was last told; ``None`` when nothing was."""
@@ -337,13 +350,24 @@ def _route_to(found: tuple[LiveBuffer, ...]) -> _Route:
 
 def _holder(receivers: Sequence[LiveBuffer], now: float) -> LiveBuffer | None:
     """
-    Whom a publisher waits for: nobody while one of the receivers keeps up, or when none moves.
+    Whom a publisher waits for: nobody while half of the receivers keep up, or when none moves.
     """
+    crowd = max(1, len(receivers) // LOOKED_AT_MAX)
+    if len(receivers) > LOOKED_AT_MAX:
+        step = len(receivers) // LOOKED_AT_MAX
+        receivers = receivers[randrange(step) :: step]
+    behind: list[LiveBuffer] = []
+    keeping_up = 0
     for buffer in receivers:
-        if not buffer.is_behind:
-            return None
-    for buffer in receivers:
+        if buffer.is_behind:
+            behind.append(buffer)
+        else:
+            keeping_up += 1
+            if 2 * keeping_up >= len(receivers):
+                return None
+    for buffer in behind:
         if not buffer.messages or now - buffer.moved_at < MOVING_S:
+            buffer.crowd = crowd
             return buffer
     return None
 

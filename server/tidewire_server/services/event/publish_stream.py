@@ -160,13 +160,15 @@ class PublishSession:
         except TidewireError as error:
             self._finish(publish_id, messages, body_bytes, error)
             return
+        live = self._exchange.live
         if transaction is None:
+            # Before, not after: the batches that many publishers have in hand would not find room.
+            holder = live.holder(batch.subject, self._core.clock())
+            if holder is not None:
+                await holder.hold_back()
             fanout = self._publisher.fan_out(batch, body)
             self._finish(publish_id, messages, body_bytes, live_answer(fanout))
-            if fanout.held_by is not None:
-                await fanout.held_by.hold_back()
             return
-        live = self._exchange.live
         coming = live.expect(batch)
 
         def done(outcome: Outcome) -> None:

@@ -106,6 +106,7 @@ async def test_who_is_held_back_goes_on_as_soon_as_there_is_room(
 ) -> None:
     """Taking a batch lets publishers go, and so does a batch that does not come after all."""
     monkeypatch.setattr(live_module, "HOLD_S", 3600.0)
+    monkeypatch.setattr(live_module, "HOLD_S_MAX", 3600.0)
     hub = LiveHub()
     buffer = LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100)
     hub.add(["a"], buffer)
@@ -130,6 +131,60 @@ async def test_who_is_held_back_goes_on_as_soon_as_there_is_room(
         await waiting
     assert hub.holder("a", 0.0) is None
     assert hub.expect(encode_payloads("b", [b"x"])) is None
+
+
+async def test_publishers_go_on_in_a_row_one_for_each_batch_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that wait are let go as room comes, first come first served, not all at once."""
+    monkeypatch.setattr(live_module, "HOLD_S", 3600.0)
+    monkeypatch.setattr(live_module, "HOLD_S_MAX", 3600.0)
+    buffer = LiveBuffer(Allowance(MUCH), messages_max=8, bytes_max=100)
+    for _ in range(5):
+        buffer.put(RESPONSE, 1, 0)
+    held = [asyncio.ensure_future(buffer.hold_back()) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    gone = []
+    async with asyncio.timeout(5):
+        for number in range(2):
+            buffer.pop(0.0)
+            await held[number]
+            gone.append([task.done() for task in held])
+
+    assert [[True, False, False], [True, True, False]] == gone
+    held[2].cancel()
+
+
+def test_half_of_the_receivers_set_the_pace() -> None:
+    """One of three that keeps up lets nobody run ahead of the two others; two of four do."""
+    hub = LiveHub()
+    buffers = [LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100) for _ in range(3)]
+    for buffer in buffers:
+        hub.add(["a"], buffer)
+    hub.deliver(encode_payloads("a", [b"x"] * 6), now=0.0, time_ns=0)
+    buffers[2].pop(0.0)
+
+    assert hub.holder("a", 0.0) in buffers[:2]
+    hub.add(["a"], LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100))
+    assert hub.holder("a", 0.0) is None
+
+
+def test_many_receivers_are_looked_at_in_part() -> None:
+    """Of a hundred that are all behind a few are looked at, and the batch may wait longer."""
+    hub = LiveHub()
+    buffers = [LiveBuffer(Allowance(MUCH), messages_max=10, bytes_max=100) for _ in range(100)]
+    for buffer in buffers:
+        hub.add(["a"], buffer)
+    hub.deliver(encode_payloads("a", [b"x"] * 6), now=0.0, time_ns=0)
+
+    holder = hub.holder("a", 0.0)
+
+    assert holder is not None
+    assert 100 // live_module.LOOKED_AT_MAX == holder.crowd
+    for buffer in buffers:
+        buffer.pop(0.0)
+    assert hub.holder("a", 0.0) is None
 
 
 async def test_nobody_is_held_back_for_long() -> None:
