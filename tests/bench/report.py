@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from bench import growth
 from bench.goals import GOALS, Grown, Results
+from bench.roles import DRAIN_MAX_S
 from bench.scenarios import LIMITS, SCENARIOS, Scenario
 from bench.systems import all_systems
 
@@ -87,6 +88,8 @@ def table(scenario: Scenario, results: Results) -> str:
         )
         if "p99_us" in figures and scenario.figure != "p99_us":
             about.append(f"p99 {figures['p99_us']:,.0f} us")
+        if "undelivered" in figures:
+            about.append(f"cut off {DRAIN_MAX_S:g} s after the last was sent")
         if "mib_per_s" in figures:
             about.append(f"{figures['mib_per_s']:,.0f} MiB/s as messages of that size")
         rows.append(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bench.roles import DRAIN_MAX_S
 from bench.running import Figures, Run, WorkerFailedError, measuring
 from bench.systems import Limit, System
 
@@ -71,13 +72,15 @@ def pubsub(system: System, parameters: Figures) -> Figures:
         sender.go()
         sent = sender.line()
         expected = sent["published"] * parameters.get("subscribers", 1)
+        began = time.perf_counter()
         receiver.go(expected)
         got = receiver.line()
+        is_cut = time.perf_counter() - began > DRAIN_MAX_S
         server_cpu_s, memory = run.usage()
     millions = max(got["received"], 1) / 1e6
     return {
         "per_s": got["received"] / got["seconds"],
-        "lost": expected - got["received"],
+        ("undelivered" if is_cut else "lost"): expected - got["received"],
         "published": sent["published"],
         "delivered": got["received"],
         "server_cpu_s_per_million": (server_cpu_s - cpu_s) / millions,

@@ -112,6 +112,7 @@ class ZmqPeer(Peer):
             for _ in range(COUNTED_EVERY):
                 socket.send_multipart([names[count % len(names)], payload])
                 count += 1
+            await asyncio.sleep(0)  # other publishers of this process have their turns
         return count
 
     async def _publisher(self) -> Any:
