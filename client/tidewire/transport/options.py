@@ -58,7 +58,7 @@ class TransportOptions:
     unsent_bytes: int = 128 * KIB
     """TCP_NOTSENT_LOWAT: what may lie unsent in the kernel; 0 leaves it to the kernel."""
     send_buffer_bytes: int = 0
-    """SO_SNDBUF; 0 leaves it to the kernel. See :func:`buffer_bytes`."""
+    """SO_SNDBUF; 0 leaves it to the kernel, but 512 KiB for ``unix``. See :func:`buffer_bytes`."""
     receive_buffer_bytes: int = 0
     """SO_RCVBUF; 0 leaves it to the kernel."""
     backlog: int = BACKLOG

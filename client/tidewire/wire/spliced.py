@@ -2,8 +2,8 @@
 Serialized messages whose long field is kept apart, so that nobody copies it.
 
 Protobuf copies a ``bytes`` field when it is set, when it is serialized (into buffers that double,
-with fresh pages for each), when it is parsed and each time it is looked at: 1 MiB from a publisher
-to a subscriber was copied 26 times. Fields may travel in any order, so a sender can put the long
+with fresh pages for each), when it is parsed and each time it is looked at: some two dozen copies
+from a publisher to a subscriber. Fields may travel in any order, so a sender can put the long
 one last at every level: what goes before it is short and made anew, and the field itself goes from
 the application's memory into the socket. A receiver parses the message without the field.
 """

@@ -210,7 +210,7 @@ class Wire(Section, frozen=True):
         time_s("time for a TCP peer's kernel to acknowledge what was sent; 0 is the kernel's"),
     ] = 30.0
     send_buffer_bytes: Annotated[
-        int, count("SO_SNDBUF of a connection; 0 is the kernel's", least=0, most=64 * MIB)
+        int, count("SO_SNDBUF; 0 is the kernel's, 512 KiB for unix", least=0, most=64 * MIB)
     ] = 0
     receive_buffer_bytes: Annotated[
         int, count("SO_RCVBUF of a connection; 0 is the kernel's", least=0, most=64 * MIB)

@@ -10,7 +10,7 @@ import pytest
 
 from support.authority import Authority
 from tidewire.transport import TransportOptions
-from tidewire.transport.sockets import adopt, dial
+from tidewire.transport.sockets import UNIX_SEND_BYTES, adopt, dial, tune
 from tidewire.transport.tls import client_context, server_context
 
 LIMIT_S = 10.0
@@ -67,3 +67,22 @@ async def test_given_up_when_the_handshake_is_done(side: str, tmp_path: Path) ->
 
     assert tasks[side].cancelled()
     assert not watched
+
+
+@pytest.mark.parametrize("wanted", [0, 40_000])
+def test_a_unix_socket_sends_from_more_than_the_kernel_gives(wanted: int) -> None:
+    """Both ends overlap; what the options say goes before."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wanted or UNIX_SEND_BYTES)
+        tune(ours, TransportOptions(send_buffer_bytes=wanted))
+        sizes = [end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for end in (ours, theirs)]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_tcp_socket_keeps_what_the_kernel_gives() -> None:
+    """The kernel grows the buffer of TCP by itself, unless somebody sets it."""
+    with socket.socket() as tuned, socket.socket() as untouched:
+        tune(tuned, TransportOptions())
+        sizes = [end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for end in (tuned, untouched)]
+    assert sizes[0] == sizes[1]
