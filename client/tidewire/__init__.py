@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from tidewire import errors, signing, sync
+    from tidewire.client.asking import Reply
     from tidewire.client.attendance import Attendance, Command
     from tidewire.client.checkpoints import (
         Checkpoint,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tidewire.client.naming import DurabilityLevel
     from tidewire.client.opening import Opening
     from tidewire.client.publisher import Publisher
-    from tidewire.client.queries import Gathered, Queries, Reply
+    from tidewire.client.queries import Gathered, Queries
     from tidewire.client.responder import Query, Responder
     from tidewire.client.retry import RetryPolicy
     from tidewire.client.state import State
@@ -130,7 +131,7 @@ _HOMES = {
     "Subscription": "tidewire.client.subscription",
     "Gathered": "tidewire.client.queries",
     "Query": "tidewire.client.responder",
-    "Reply": "tidewire.client.queries",
+    "Reply": "tidewire.client.asking",
     "Responder": "tidewire.client.responder",
     "ChangeKind": "tidewire.client.entries",
     "Entry": "tidewire.client.entries",
