@@ -95,12 +95,13 @@ class Responder(Seat):
         part.query_id = first
         part.offset = part.first_id - first
         part.responder = self
+        # Written first: the responder works while the books are kept, and cannot answer before.
+        part.written = self._write_now(part)
         if part.count == 1:
             self.queries[first] = part
         else:
             self.queries.update(zip(part.numbers, repeat(part)))
         part.asker.hold(part)
-        part.written = self._write_now(part)
         if not part.written:
             self._put(part, part.size)
         self.take(part.count)
@@ -226,11 +227,11 @@ class Responder(Seat):
                 batch[0].append(number + part.offset)
                 batch[1].append(body)
         finally:
+            for asker, (asked, answers) in batches.items():
+                asker.answer(self.name, asked, answers, bare=bare)
             if settled:
                 self.give_back(settled)
                 self._close_when_done()
-            for asker, (asked, answers) in batches.items():
-                asker.answer(self.name, asked, answers, bare=bare)
         return list(batches)
 
     def _answer_query(self, query: Query, body: bytes | common_pb2.Payload) -> None:
