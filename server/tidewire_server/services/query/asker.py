@@ -6,8 +6,6 @@ from bisect import bisect_right, insort
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
 
-from google.protobuf import duration_pb2
-
 from tidewire import errors
 from tidewire.v1 import query_pb2
 from tidewire.wire.deadlines import FOREVER, Deadlines
@@ -140,48 +138,45 @@ class Asker:
         self._close_when_done()
 
     def _take_questions(self, questions: query_pb2.Questions) -> None:
-        bare: Sequence[Any] = questions.bare[:]
+        bare: Sequence[bytes] = questions.bare[:]
         bodies: Sequence[Any] = bare or questions.payloads[:]
         first, count = questions.first_id, len(bodies)
         self._check_numbers(first, count, both=bool(bare and len(questions.payloads)))
         self._last_id = first + count - 1
         self.outstanding += count
         self._core.counters.add("query_asks_total", count)
+        left_s = REMAINING_DEFAULT_S
+        if questions.HasField("remaining"):
+            left_s = questions.remaining.seconds + questions.remaining.nanos / 1e9
+        ids = range(first, first + count)
+        refusal = self._refusal(questions.subject, left_s, ids)
+        if refusal is not None:
+            self.fail(ids, refusal)
+            return
+        deadline_s = self._core.clock() + left_s
+        part = Part(self, questions.subject, first, bodies, bare=bool(bare), deadline_s=deadline_s)
+        if self.outstanding > OUTSTANDING_MAX:
+            part = self._refuse_surplus(part)
+        size = len(bare[0]) if len(bare) == 1 else questions.ByteSize()
+        if not bare or size > self._run_bytes_max:
+            for piece in self._sound(part):
+                self._dispatch(piece)
+        elif part.count:
+            self._dispatch(part)
+
+    def _refusal(
+        self, subject: str, left_s: float, ids: Sequence[int]
+    ) -> errors.TidewireError | None:
+        """Say why none of these questions is asked."""
         if self._core.drain.started.is_set():
-            self.fail(range(first, first + count), self._core.drain.refusal())
-            return
-        remaining_s = _seconds(questions.remaining) if questions.HasField("remaining") else None
-        if remaining_s is None:
-            remaining_s = REMAINING_DEFAULT_S
+            return self._core.drain.refusal()
+        if left_s <= 0:
+            return self._late(ids)
         try:
-            check_subject(questions.subject)
+            check_subject(subject)
         except errors.TidewireError as error:
-            self.fail(range(first, first + count), error)
-            return
-        if remaining_s <= 0:
-            self._fail_late(range(first, first + count))
-            return
-        part = Part(
-            self,
-            questions.subject,
-            first,
-            bodies,
-            bare=bool(bare),
-            deadline_s=self._core.clock() + remaining_s,
-        )
-        surplus = self.outstanding - OUTSTANDING_MAX
-        if surplus > 0:
-            part = self._refuse_surplus(part, min(surplus, count))
-        small = (
-            part.bare
-            and (len(bodies[0]) if count == 1 else questions.ByteSize()) <= self._run_bytes_max
-        )
-        if small:
-            if part.count:
-                self._dispatch(part)
-            return
-        for piece in self._sound(part):
-            self._dispatch(piece)
+            return error
+        return None
 
     def _check_numbers(self, first: int, count: int, *, both: bool) -> None:
         if both:
@@ -195,8 +190,8 @@ class Asker:
                 "questions.first_id", f"is {first} after {self._last_id}; numbers must increase"
             )
 
-    def _refuse_surplus(self, part: Part, surplus: int) -> Part:
-        kept = part.count - surplus
+    def _refuse_surplus(self, part: Part) -> Part:
+        kept = max(0, part.count - (self.outstanding - OUTSTANDING_MAX))
         refused = range(part.first_id + kept, part.first_id + part.count)
         self.fail(
             refused,
@@ -366,14 +361,14 @@ class Asker:
             late = self._drop(part, part.numbers)
             if late:
                 self.outstanding += len(late)
-                self._fail_late(late)
+                self.fail(late, self._late(late))
         self._timer = None
         self._arm(self._deadlines.next_s())
 
-    def _fail_late(self, ids: Sequence[int]) -> None:
+    def _late(self, ids: Sequence[int]) -> errors.TidewireError:
         first = self.request_id(ids[0])
         name = first if len(ids) == 1 else f"{first} and {len(ids) - 1} more"
-        self.fail(ids, deadline_passed(name, "the time it had"))
+        return deadline_passed(name, "the time it had")
 
     def _close_when_done(self) -> None:
         if self._half_closed and not self.outstanding:
@@ -444,7 +439,3 @@ def check_size(size: int, field: str, core: Core) -> None:
             f"{field} has an entry of {size} bytes; at most {limit} are taken",
             metadata={"size": size, "limit": limit},
         )
-
-
-def _seconds(remaining: duration_pb2.Duration) -> float:
-    return remaining.seconds + remaining.nanos / 1e9

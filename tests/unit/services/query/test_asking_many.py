@@ -114,7 +114,7 @@ async def test_an_asker_that_does_not_read_is_ended(channel: Any) -> None:
         responding(channel, takes_questions=True, in_flight_max=10_000) as responder,
         asking(channel) as reader,
     ):
-        asker = query_pb2_grpc.QueryServiceStub(channel).AskMany()
+        asker: Any = cast("Any", query_pb2_grpc.QueryServiceStub(channel)).AskMany()
         await asker.write(query_pb2.AskManyRequest(open=query_pb2.AskManyOpen()))
         await _ask_one(asker, 1)
         never = (await questions_of(responder)).first_query_id
