@@ -81,6 +81,10 @@ async def client_on(scheme: str, servicer: Any, **options: Any) -> AsyncIterator
     finally:
         await client.close()
         await server.stop(0.2)
+        # What has handlers may be remembered by caches; the calls must not be.
+        for scripted in (servicer.asking, servicer.serving):
+            for call in scripted.calls:
+                call.context = call._iterator = None
 
 
 async def warm(client: Client, subject: str = "warm") -> None:

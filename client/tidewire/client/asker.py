@@ -168,8 +168,11 @@ class Asker:
         limit_s = self._session.options.timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                await call.write(request)
-                response = await call.read()
+                try:
+                    await call.write(request)
+                except asyncio.InvalidStateError as error:
+                    log.debug("a stream of queries was refused at once: %s", error)
+                response = await call.read()  # which says why
         except TimeoutError:
             raise ConnectionLost(
                 f"a stream of queries got no greeting within {limit_s:g} s"

@@ -15,6 +15,7 @@ from tidewire.client.session import DOUBTFUL, PRIORITY_QUERY, Session, notify
 from tidewire.client.translate import was_never_sent
 from tidewire.errors import (
     ConnectionLost,
+    Draining,
     InvalidArgument,
     PeerVanished,
     TidewireError,
@@ -150,12 +151,12 @@ class Queries:
     ) -> Reply:
         """Send a query by a call when it failed in a way that allows it; else raise how it did."""
         session = self._session
-        delay_s = session.retry_delay_s(problem, 1, repeatable=False)
-        if delay_s is None or session.clock() + delay_s >= ends_s:
-            if problem.code in DOUBTFUL:
-                session.suspect()
-            raise problem
-        if not was_never_sent(problem):
+        if not _was_turned_away(problem):
+            delay_s = session.retry_delay_s(problem, 1, repeatable=False)
+            if delay_s is None or session.clock() + delay_s >= ends_s:
+                if problem.code in DOUBTFUL:
+                    session.suspect()
+                raise problem
             await session.sleep(delay_s)
         return await self._ask_by_call(subject, body, ends_s - session.clock())
 
@@ -359,6 +360,13 @@ def _is_bare(payload: common_pb2.Payload) -> bool:
     """Whether a payload is its bytes and nothing else."""
     return (
         payload.codec <= common_pb2.CODEC_NONE and not payload.header and not payload.content_type
+    )
+
+
+def _was_turned_away(problem: TidewireError) -> bool:
+    """Whether a query only has to go another way: its server goes, or its stream went before it."""
+    return isinstance(problem, Draining) or (
+        isinstance(problem, ConnectionLost) and was_never_sent(problem)
     )
 
 

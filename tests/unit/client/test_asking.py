@@ -23,6 +23,7 @@ from tidewire import errors
 from tidewire.client import asker as asker_module
 from tidewire.client import asking
 from tidewire.client.client import Client
+from tidewire.client.retry import RetryPolicy
 from tidewire.v1 import common_pb2, query_pb2
 
 both_kinds_of_wire = pytest.mark.parametrize("scheme", SCHEMES)
@@ -404,3 +405,19 @@ async def test_time_runs_also_while_the_wire_takes_nothing() -> None:
     assert isinstance(problem, errors.DeadlineExceeded)
     assert "no" == problem.metadata["sent"]
     assert 1 == len(call.requests)
+
+
+async def test_what_a_stream_turned_away_goes_by_calls_without_a_budget() -> None:
+    """All of it, whatever the retries allowed; control: an overload is held to them."""
+    away = [errors.ConnectionLost("gone", metadata={"sent": "no"}), errors.Draining("going")]
+    strict = RetryPolicy(budget_burst=1, budget_ratio=0.0, delay_first_s=0.001)
+    async with client_on("tcp", ScriptedQueries(), retry=strict) as client:
+        ends_s = client._session.clock() + WAIT_S
+        again = client.queries._ask_again
+        replies = await asyncio.gather(
+            *(again(away[number % 2], "s", b"x", ends_s) for number in range(50))
+        )
+        assert [b"X"] * 50 == [reply.payload for reply in replies]
+        assert b"X" == (await again(errors.Overloaded("much"), "s", b"x", ends_s)).payload
+        with pytest.raises(errors.Overloaded):
+            await again(errors.Overloaded("much"), "s", b"x", ends_s)
