@@ -154,8 +154,9 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
             raise asyncio.InvalidStateError("the call has ended")
         serialize = self.handler.response_serializer
         self._headers_sent = True
-        plain = serialize is None or type(message) is Spliced
-        if self.send_message(message if plain else serialize(message)):
+        if serialize is not None and type(message) is not Spliced:
+            message = serialize(message)
+        if self.send_message(message):
             return
         await self.wait_drained()
 
@@ -169,8 +170,9 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
             return False
         serialize = self.handler.response_serializer
         self._headers_sent = True
-        plain = serialize is None or type(message) is Spliced
-        self.send_message(message if plain else serialize(message))
+        if serialize is not None and type(message) is not Spliced:
+            message = serialize(message)
+        self.send_message(message)
         return True
 
     async def wait_drained(self) -> None:
