@@ -1,11 +1,11 @@
 """
 Measure tidewire beside its peers: every scenario on every system that has it.
 
-    ./run bench                             everything; about 30 minutes with --seconds 1
+    ./run bench                             everything; about 20 minutes with --seconds 1
     ./run bench query 'unary echo'          scenarios whose names contain these words
     ./run bench --systems nats,'tidewire tcp' --seconds 5
     ./run bench --list                      what there is
-    ./run bench --growth                    how cost grows; see growth.py
+    ./run bench --growth                    how cost grows, 3 minutes; see growth.py
     ./run bench --page                      write proto/SPEED.md from the last runs
 
 Results go to ``.run/bench``: ``results.json``, ``tables.md`` and a plot for each scenario. A system
