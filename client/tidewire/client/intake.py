@@ -16,6 +16,7 @@ from tidewire.client.quick import quick_publish
 from tidewire.client.session import Metadata, Session
 from tidewire.client.stream import ReopeningStream
 from tidewire.errors import DeadlineExceeded, InvalidArgument, MessageTooLarge, TidewireError
+from tidewire.transport.intercepted import interceptors_of
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.batch import PAYLOAD_BYTES_MAX, Headers, check_headers
 from tidewire.wire.codec import CodecName
@@ -61,8 +62,13 @@ class Intake(ReopeningStream[Request, event_pb2.PublishStreamResponse]):
         self._durability = durability
         self._stream = stream
         self._pending_bytes_max = pending_bytes_max
-        # A signer signs the whole batch, and what is polled makes other requests of it.
-        self._apart = session.options.signer is None and carries_streams(session.channel)
+        # A signer signs the whole batch, what is polled makes other requests of it, and
+        # interceptors know requests as they are in the proto.
+        self._apart = (
+            session.options.signer is None
+            and carries_streams(session.channel)
+            and not interceptors_of(session.channel)
+        )
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
         self.batch_bytes_max = BATCH_BYTES_MAX
         self._pending_bytes = 0

@@ -19,6 +19,7 @@ from tidewire.client.polled import (
 from tidewire.client.session import Metadata, Session, log
 from tidewire.client.times import to_duration
 from tidewire.errors import ProtocolOrder, TidewireError
+from tidewire.transport.intercepted import interceptors_of
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.v1.event_pb2_grpc import EventServiceStub
 from tidewire.wire.spliced import DELIVERY_BODY, Apart, Spliced, parse_apart
@@ -34,6 +35,8 @@ def event_stub(session: Session) -> Any:
     stub: Any = EventServiceStub(session.channel)
     if not carries_streams(session.channel):
         return _PolledStub(session, stub)
+    if interceptors_of(session.channel):
+        return stub
     # What the generated stub has, but that long bodies are not copied.
     stub.PublishStream = session.channel.stream_stream(
         f"{_SERVICE}/PublishStream",

@@ -26,6 +26,7 @@ from tidewire.transport.balance import (
 )
 from tidewire.transport.client_call import RpcMethods
 from tidewire.transport.connectivity import Connectivity
+from tidewire.transport.intercepted import interceptors_of
 from tidewire.transport.metadata import trailing
 from tidewire.wire.datagram_limits import DATAGRAM_BYTES_MAX
 
@@ -78,6 +79,11 @@ class BalancedChannel(grpc.aio.Channel):
     def backends(self) -> Sequence[Backend]:
         """The servers, in the order they were given; not to be changed."""
         return self._balance.backends
+
+    @property
+    def interceptors(self) -> tuple[Any, ...]:
+        """Those of the servers' channels."""
+        return tuple(each for channel in self._channels for each in interceptors_of(channel))
 
     @property
     def carries_streams(self) -> bool:

@@ -8,6 +8,7 @@ part: the tests run interceptors of all four shapes, so a change in grpcio shows
 
 from typing import Any
 
+import grpc.aio
 from grpc.aio import _interceptor as chain
 
 
@@ -94,3 +95,10 @@ def _open(callable_: Any, details: Any, request: Any) -> Any:
     return callable_.for_details(details).direct(
         request, details.timeout, details.metadata, details.credentials, details.wait_for_ready
     )
+
+
+def interceptors_of(channel: grpc.aio.Channel) -> tuple[Any, ...]:
+    """Return who sees the messages of a channel's streams, and knows those of the proto only."""
+    ours = getattr(channel, "interceptors", ())
+    # A channel of gRPC's library keeps them by the shape of the call, and under no public name.
+    return tuple(ours or getattr(channel, "_stream_stream_interceptors", ()))
