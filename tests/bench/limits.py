@@ -1,10 +1,13 @@
-"""What the machine itself can do: one TCP stream of iperf3, a copy of memory."""
+"""What the machine itself can do: one TCP stream of iperf3, a copy of memory, bare sockets."""
 
 import json
+import multiprocessing
 import shutil
 import socket
+import statistics
 import subprocess
 import time
+from multiprocessing.connection import Connection
 from typing import Any, Final
 
 LISTEN_TIMEOUT_S: Final = 30.0
@@ -81,3 +84,84 @@ def memory_copy(seconds: float, block_bytes: int) -> dict[str, Any]:
         done += len(source)
     took = time.perf_counter() - began
     return {"bytes_per_s": done / took, "bytes": done, "cpu_s": time.process_time() - cpu_s}
+
+
+def hops(seconds: float, block_bytes: int, processes: int) -> dict[str, Any]:
+    """
+    Pass a block there and back, one at a time, with nothing but blocking sockets.
+
+    Args:
+        seconds: How long.
+        block_bytes: Size of the block.
+        processes: How many it passes after this one; the last one sends it back.
+
+    Returns:
+        ``p50_us`` and ``p99_us`` of a round, ``calls``, and ``cpu_s`` of this process.
+    """
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    chain = context.Process(target=_pass_on, args=(theirs, block_bytes, processes), daemon=False)
+    chain.start()
+    try:
+        port = mine.recv()
+        with socket.create_connection(("127.0.0.1", port), timeout=LISTEN_TIMEOUT_S) as there:
+            there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            took = _rounds(there, bytes(block_bytes), seconds)
+    finally:
+        chain.join(LISTEN_TIMEOUT_S)
+        chain.kill()
+    return took
+
+
+def _rounds(there: socket.socket, block: bytes, seconds: float) -> dict[str, Any]:
+    took: list[float] = []
+    until_s, cpu_s = time.perf_counter() + seconds, time.process_time()
+    while (began := time.perf_counter()) < until_s:
+        there.sendall(block)
+        _receive(there, len(block))
+        took.append(time.perf_counter() - began)
+    cuts = statistics.quantiles(took, n=100)
+    return {
+        "p50_us": cuts[49] * 1e6,
+        "p99_us": cuts[98] * 1e6,
+        "calls": len(took),
+        "cpu_s": time.process_time() - cpu_s,
+    }
+
+
+def _pass_on(told: Connection, block_bytes: int, processes: int) -> None:
+    """Be one process of the chain: pass blocks to the next one and back, or just back."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        following: socket.socket | None = None
+        rest = None
+        if processes > 1:
+            context = multiprocessing.get_context("spawn")
+            mine, theirs = context.Pipe()
+            rest = context.Process(target=_pass_on, args=(theirs, block_bytes, processes - 1))
+            rest.start()
+            following = socket.create_connection(("127.0.0.1", mine.recv()))
+            following.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        told.send(listening.getsockname()[1])
+        here, _ = listening.accept()
+    with here:
+        here.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while block := _receive(here, block_bytes):
+            if following is not None:
+                following.sendall(block)
+                block = _receive(following, block_bytes)
+            here.sendall(block)
+    if following is not None:
+        following.close()
+    if rest is not None:
+        rest.join()
+
+
+def _receive(here: socket.socket, size: int) -> bytes:
+    """Return a block, or nothing at the end."""
+    block = here.recv(size)
+    while block and len(block) < size:
+        more = here.recv(size - len(block))
+        if not more:
+            return b""
+        block += more
+    return block

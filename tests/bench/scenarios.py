@@ -29,6 +29,8 @@ CROWD_WORKERS: Final = 6
 JETSTREAM = ("jetstream default", "jetstream sync always")
 REDIS = ("redis everysec", "redis always")
 LIMITS = ("iperf3", "memory copy")
+BARE: Final = "bare sockets"
+"""The limit of what one call or query alone can be."""
 LIMITS_FROM_BYTES: Final = 16 << 10
 """Smaller messages are limited by calls, not by bytes."""
 
@@ -55,6 +57,8 @@ class Scenario:
 
 def echo(system: System, parameters: Figures) -> Figures:
     """A unary call to a handler that answers at once."""
+    if isinstance(system, Limit):
+        return system.limit({**parameters, "processes": 1})
     with measuring(system) as run:
         run.serve(echo=True)
         return _call(run, {"call": "echo", **parameters})
@@ -102,6 +106,8 @@ def call(system: System, parameters: Figures) -> Figures:
 
 def query(system: System, parameters: Figures) -> Figures:
     """Ask a responder through the server."""
+    if isinstance(system, Limit):
+        return system.limit({**parameters, "processes": 2})
     with measuring(system) as run:
         run.serve()
         answering = run.worker("responder", **parameters)
@@ -211,7 +217,7 @@ def _in_flight(name: str, what: str, systems: tuple[str, ...], *counts: int) -> 
             f"{name}, {count} in flight",
             "p50_us" if count == 1 else "per_s",
             {"echo": echo, "ask": query}.get(what, call),
-            systems,
+            (*systems, BARE) if count == 1 and what in ("echo", "ask") else systems,
             {"call": what, "in_flight": count},
         )
         for count in counts

@@ -1,9 +1,9 @@
-"""The limits of the machine, among the systems: messages a second if nothing but bytes moved."""
+"""The limits of the machine, among the systems: what it takes if nothing but bytes moves."""
 
 from collections.abc import Callable
 from typing import Any
 
-from bench.limits import iperf, iperf_missing, memory_copy
+from bench.limits import hops, iperf, iperf_missing, memory_copy
 from bench.systems.base import System
 
 Measure = Callable[[float, int], dict[str, Any]]
@@ -34,9 +34,29 @@ class Limit(System):
         }
 
 
+class BareSockets(Limit):
+    """A block on its way there and back through as many processes as a scenario has."""
+
+    def __init__(self) -> None:
+        super().__init__("bare sockets", _no_bytes, "blocking, no protocol, no service")
+
+    def limit(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Pass blocks of ``parameters["bytes"]`` on through ``parameters["processes"]``."""
+        size, processes = int(parameters["bytes"]), int(parameters["processes"])
+        figures = hops(float(parameters["seconds"]), size, processes)
+        figures["client_cpu_s_per_million"] = figures.pop("cpu_s") / figures["calls"] * 1e6
+        return figures
+
+
+def _no_bytes(seconds: float, block_bytes: int) -> dict[str, Any]:
+    """Measure nothing: rounds are counted, not bytes."""
+    raise NotImplementedError
+
+
 def limits() -> tuple[Limit, ...]:
     """Every limit."""
     return (
+        BareSockets(),
         Limit("iperf3", iperf, "one hop of one TCP stream, no messages"),
         Limit("memory copy", memory_copy, "one copy, one core"),
     )
