@@ -13,6 +13,7 @@ from support.impairment import Impairment, ImpairmentProxy, impaired
 from support.server import Running, running
 from tidewire.errors import MessageTooLarge, WireUnsuitable
 from tidewire.transport.udp import DatagramChannel
+from tidewire.wire.spliced import SPLICED_BYTES_MIN
 
 LIMIT_S = 60.0
 LOSSY = Impairment(loss=0.2, duplication=0.05, reordering=0.1, reordering_s=0.002)
@@ -154,6 +155,28 @@ async def collect(subscription: tidewire.Subscription, got: list[int]) -> None:
     """Keep what comes."""
     async for message in subscription:
         got.append(int(message.payload))
+
+
+async def test_a_long_message_does_not_end_a_lossy_subscription(server: Running) -> None:
+    """One whose body is kept apart fits no datagram: it is lost and told, and the rest comes."""
+    async with (
+        connected(server, Impairment()) as (client, _),
+        tidewire.connect(server.url("tcp")) as writer,
+        client.events.subscribe("live.>") as subscription,
+    ):
+        got: list[int] = []
+        reading = asyncio.create_task(collect(subscription, got))
+        await writer.events.publish("live.a", "1")
+        await writer.events.publish("live.a", b"0" * SPLICED_BYTES_MIN)
+        await writer.events.publish("live.a", "2")
+        async with asyncio.timeout(LIMIT_S):
+            while len(got) + subscription.lost < 3:  # noqa: ASYNC110 (it tells nobody)
+                await asyncio.sleep(0.02)
+        reading.cancel()
+
+    assert [1, 2] == got
+    assert 1 == subscription.lost
+    assert 0 == subscription.reopened
 
 
 async def test_lossy_publishes_say_how_many_arrived(server: Running) -> None:

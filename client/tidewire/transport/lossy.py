@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 
 from tidewire.errors import MalformedRequest, WireUnsuitable
 from tidewire.v1 import event_pb2
+from tidewire.wire.spliced import Spliced
 
 ONEWAY_KEY: Final = "tidewire-lossy"
 """Metadata of a unary call that may be lost: on a wire of datagrams nobody answers it."""
@@ -36,7 +37,9 @@ def _check_live(request: bytes) -> None:
         )
 
 
-def _weigh(response: event_pb2.SubscribeResponse) -> int:
+def _weigh(response: event_pb2.SubscribeResponse | Spliced) -> int:
+    if isinstance(response, Spliced):  # too long for a datagram, and still to be told as lost
+        response = event_pb2.SubscribeResponse.FromString(bytes(response))
     if response.WhichOneof("kind") != "delivery":
         return 0
     batch = response.delivery.batch
