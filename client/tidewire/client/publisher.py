@@ -17,7 +17,7 @@ from tidewire.client.intake import BATCH_BYTES_MAX, Intake, Request
 from tidewire.client.lanes import Item, Lanes
 from tidewire.client.polled_events import event_stub
 from tidewire.client.session import PRIORITY_BULK, PRIORITY_EVENTS, Session, check_codec, log
-from tidewire.client.together import together
+from tidewire.client.together import SMALL_BYTES, together
 from tidewire.errors import ConnectionLost, TidewireError
 from tidewire.errors import from_status as error_of
 from tidewire.v1 import common_pb2, event_pb2
@@ -160,7 +160,7 @@ class Publisher(Intake):
         return together(requests) if self._takes_several else (one for _, one in requests)
 
     def _requests(self) -> Iterator[tuple[int, Request]]:
-        """Take what is ready to be sent: size of the body, and the request."""
+        """Take what is ready to be sent: what it weighs for `together`, and the request."""
         while not self._draining:
             if not self._ready:
                 group = self._next_group()
@@ -172,7 +172,9 @@ class Publisher(Intake):
             if not self._has_credit(item):
                 return
             self._ready.popleft()
-            yield item.body_bytes, self._send(item)
+            # Each id is a field, of which a server takes so many in a request: they travel alone.
+            alone = len(item.batch.message_ids) > 1
+            yield (SMALL_BYTES + 1 if alone else item.body_bytes), self._send(item)
 
     def _next_group(self) -> Group | None:
         """Messages for the next batch; without credit they go on gathering."""

@@ -81,6 +81,38 @@ async def test_publishes_on_many_subjects(takes_several: bool) -> None:
     assert (["several"] * 2 if takes_several else ["publish"] * 100) == kinds
 
 
+async def test_batches_with_many_ids_travel_alone() -> None:
+    """Each id is a field: many such batches in a request would pass a server's limit of fields."""
+    kinds: list[str] = []
+
+    async def serve(conversation: Conversation) -> None:
+        await conversation.greet(takes_several=True)
+        while (request := await conversation.read()) is not None:
+            kinds.append(request.WhichOneof("kind"))
+            items = request.several.item or [request.publish]
+            results = [
+                event_pb2.PublishResult(
+                    publish_id=item.publish_id, response=event_pb2.PublishResponse(receivers=1)
+                )
+                for item in items
+            ]
+            await conversation.write(results=event_pb2.PublishResults(result=results))
+
+    events = ScriptedEvents(publish=[serve])
+    async with client_of(events_of(events)) as client:
+        for ids in (None, ["a", "b"]):
+            await asyncio.gather(
+                *(
+                    client.events.publish_many(f"s{n}", [b"", b""], message_ids=ids)
+                    for n in range(3)
+                )
+            )
+            kinds.append("next")
+
+    assert "several" in kinds[: kinds.index("next")]
+    assert ["publish"] * 3 + ["next"] == kinds[kinds.index("next") + 1 :]
+
+
 async def test_what_travelled_together_is_sent_again_after_a_break() -> None:
     """Every batch of a request that was not answered comes again, once, in its order."""
     subjects: list[str] = []
