@@ -43,6 +43,8 @@ TOGETHER_BYTES_MAX: Final = 32 * 1024
 """Bodies of one response that has several: it goes out in one frame."""
 SMALL_BYTES: Final = 2 * 1024
 """Bodies above this travel alone."""
+SMALL_RESPONSE_BYTES: Final = 2 * SMALL_BYTES
+"""Responses above this too: message ids, and fields not known here, are beside the body."""
 
 
 class LiveBuffer:
@@ -136,16 +138,19 @@ class LiveBuffer:
         lost, entries = self.lost_messages, self._entries
         first_bytes = entries[0][2] if entries else 0
         first = self.pop(now)
-        if lost or first_bytes > SMALL_BYTES or not isinstance(first, event_pb2.SubscribeResponse):
+        if first is None or lost or first_bytes > SMALL_BYTES or not _is_small(first):
             return first
+        assert isinstance(first, event_pb2.SubscribeResponse)
         several: event_pb2.SubscribeResponse | None = None
         room = TOGETHER_BYTES_MAX - first_bytes
         for _ in range(TOGETHER_MAX - 1):
             if not self.is_deliverable or entries[0][2] > min(SMALL_BYTES, room):
                 break
+            if not _is_small(entries[0][0]):
+                break
             room -= entries[0][2]
             more = self.pop(now)
-            assert isinstance(more, event_pb2.SubscribeResponse)  # serialized are large ones only
+            assert isinstance(more, event_pb2.SubscribeResponse)
             if several is None:
                 several = event_pb2.SubscribeResponse()
                 deliveries = several.several.delivery
@@ -370,6 +375,14 @@ def _holder(receivers: Sequence[LiveBuffer], now: float) -> LiveBuffer | None:
             buffer.crowd = crowd
             return buffer
     return None
+
+
+def _is_small(response: Response) -> bool:
+    """Whether what is beside the body of a delivery lets it travel with others."""
+    return (
+        isinstance(response, event_pb2.SubscribeResponse)
+        and response.ByteSize() <= SMALL_RESPONSE_BYTES
+    )
 
 
 def _wake(held: asyncio.Future[None]) -> None:

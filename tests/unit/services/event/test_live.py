@@ -204,6 +204,19 @@ def test_small_batches_leave_together_within_their_bounds() -> None:
     assert (0, 0) == (buffer.messages, buffer.bytes)
 
 
+def test_what_is_long_beside_its_body_leaves_alone() -> None:
+    """Message ids count: together they would be more than a subscriber takes in one response."""
+    buffer = buffer_with(credit=1_000)
+    for number in range(3):
+        response = small(number)
+        assert isinstance(response, event_pb2.SubscribeResponse)
+        if number == 1:
+            response.delivery.batch.message_ids.append("i" * 2 * SMALL_BYTES)
+        buffer.put(response, 1, 3)
+
+    assert [["s0"], ["s1"], ["s2"]] == [subjects(buffer.pop_several(0.0)) for _ in range(3)]
+
+
 def test_together_they_cost_their_credit_each() -> None:
     """No more leaves than there is credit for, and the rest when there is more."""
     buffer = buffer_with(credit=5)
