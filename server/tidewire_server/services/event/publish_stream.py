@@ -65,6 +65,7 @@ class PublishSession:
         self._in_flight = 0
         self._is_over = False
         self._is_ended = False
+        self._is_taking = False
         self._reading = asyncio.timeout(None)
 
     async def run(self) -> None:
@@ -98,7 +99,8 @@ class PublishSession:
         """Read no more; what was read gets its outcome."""
         if not self._is_over and not self._is_ended:
             self._is_ended = True
-            self._reading.reschedule(asyncio.get_running_loop().time())
+            if not self._is_taking:
+                self._reading.reschedule(asyncio.get_running_loop().time())
 
     def wake(self) -> None:
         """Nothing to look at."""
@@ -111,7 +113,11 @@ class PublishSession:
         try:
             async with self._reading:
                 async for request in self._requests:
+                    self._is_taking = True
                     await self._take(request)
+                    self._is_taking = False
+                    if self._is_ended:
+                        break
         except TimeoutError:
             if not self._reading.expired():
                 raise
@@ -163,9 +169,7 @@ class PublishSession:
         live = self._exchange.live
         if transaction is None:
             # Before, not after: the batches that many publishers have in hand would not find room.
-            holder = live.holder(batch.subject, self._core.clock())
-            if holder is not None:
-                await holder.hold_back()
+            await self._hold_back(batch.subject)
             fanout = self._publisher.fan_out(batch, body)
             self._finish(publish_id, messages, body_bytes, live_answer(fanout))
             return
@@ -184,7 +188,12 @@ class PublishSession:
         self._in_flight += 1
         self._commits.submit(transaction, done)
         if coming is not None:
-            holder = live.holder(batch.subject, self._core.clock())
+            await self._hold_back(batch.subject)
+
+    async def _hold_back(self, subject: str) -> None:
+        """Wait for who listens live, unless nothing is read after what is in hand."""
+        if not self._is_ended:
+            holder = self._exchange.live.holder(subject, self._core.clock())
             if holder is not None:
                 await holder.hold_back()
 

@@ -1,14 +1,19 @@
 """The server goes: every stream is told, what was begun is done, and streams end cleanly."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from support.events import Events, event_service, payloads
+from support.events import WAIT_S, Events, event_service, payloads
 from tidewire import errors
 from tidewire.v1 import event_pb2
 from tidewire.wire.batch import encode_payloads
+from tidewire_server.services.event.allowance import Allowance
+from tidewire_server.services.event.exchange import Exchange
+from tidewire_server.services.event.live import LiveBuffer, LiveHub
+from tidewire_server.services.event.publish_stream import PublishSession
 
 GRACE_S = 30.0
 
@@ -56,6 +61,45 @@ async def test_live_subscribers_outlast_publishers(events: Events) -> None:
     assert [b"last"] == payloads(await live.delivery())
     with pytest.raises(EOFError):
         await live.next()
+
+
+async def test_what_was_read_is_published_though_it_was_held_back(
+    events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of one request that wait for a subscriber when reading ends have their outcomes."""
+    buffer = LiveBuffer(Allowance(), messages_max=1, bytes_max=1)
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold_back() -> None:
+        held.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(buffer, "hold_back", hold_back)
+    monkeypatch.setattr(LiveHub, "holder", lambda *_: buffer)
+    sessions: list[PublishSession] = []
+    monkeypatch.setattr(
+        Exchange, "add_session", lambda _, session: sessions.append(session), raising=True
+    )
+    publication = await events.publisher()
+    several = event_pb2.PublishItems(
+        item=[
+            event_pb2.PublishItem(
+                publish_id=number,
+                request=event_pb2.PublishRequest(batch=encode_payloads("live", [b"x"])),
+            )
+            for number in (1, 2, 3)
+        ]
+    )
+    await publication.call.write(event_pb2.PublishStreamRequest(several=several))
+    async with asyncio.timeout(WAIT_S):
+        await held.wait()
+    sessions[0].end()
+    await asyncio.sleep(0)
+    go_on.set()
+
+    assert {1, 2, 3} == set(await publication.results(3))
+    with pytest.raises(EOFError):
+        await publication.next()
 
 
 async def test_deliveries_may_be_settled_and_no_new_ones_come(events: Events) -> None:
