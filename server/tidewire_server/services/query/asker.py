@@ -32,6 +32,8 @@ ANSWER_BYTES_MAX: Final = 1024 * 1024
 """Answers of more bytes are handed on one by one."""
 RESPONSES_PENDING_MAX: Final = 10_000
 REMAINING_DEFAULT_S: Final = 30.0
+REMAINING_S_MAX: Final = 1e9
+"""Longer than anybody waits; much more does not fit in what a responder is told."""
 ASKER_STALL_S: Final = 2.0
 """A slow asker holds its responder's other replies up for at most this long."""
 TIMER_S_MIN: Final = 0.001
@@ -148,6 +150,7 @@ class Asker:
         left_s = REMAINING_DEFAULT_S
         if questions.HasField("remaining"):
             left_s = questions.remaining.seconds + questions.remaining.nanos / 1e9
+            left_s = min(left_s, REMAINING_S_MAX)
         ids = range(first, first + count)
         refusal = self._refusal(questions.subject, left_s, ids)
         if refusal is not None:
@@ -384,8 +387,11 @@ class Asker:
         try:
             return self.write_at_once(response)
         except errors.MessageTooLarge as error:
-            # A failure is small, so that this ends here.
-            return self._write_now(self._undeliverable(response, error))
+            if response.HasField("answers"):
+                return self._write_now(self._undeliverable(response, error))
+            # It takes not even a failure: its own stream ends, not that of who answers.
+            self.backlog.fail(error)
+            return True
 
     async def write(self, context: Context) -> None:
         """

@@ -194,3 +194,31 @@ async def test_counters_count_questions(channel: Any, core: Core) -> None:
     assert 5 == core.counters.values["query_asks_total"]
     assert 3 == core.counters.values["query_failures_total"]
     assert 1 == core.counters.values["query_late_replies_total"]
+
+
+async def test_an_absurd_time_left_harms_nobody(channel: Any) -> None:
+    """The longest time a message can say is bounded: responder and asker keep their streams."""
+    async with responding(channel, takes_questions=True) as responder, asking(channel) as asker:
+        longest = query_pb2.Questions(subject="a", first_id=1, bare=[b"?"])
+        longest.remaining.seconds = 2**63 - 1
+        await asker.call.write(query_pb2.AskManyRequest(questions=longest))
+        asked = await questions_of(responder)
+        await answer(responder, [asked.first_query_id], [b"!"])
+        await asker.wait(1)
+
+        assert b"!" == asker.answers[1][1]
+
+
+async def test_an_asker_that_takes_no_failure_ends_itself_alone(core: Core) -> None:
+    """Whoever answers it is not told: only its own stream fails, and at once."""
+    asker = asking_limits.Asker(core, lambda _: None, "p-", "")
+
+    def write(_: query_pb2.AskManyResponse) -> bool:
+        raise errors.MessageTooLarge("it takes nothing")
+
+    asker.write_at_once = write
+    asker.outstanding = 1
+    asker.answer("r", (1,), (b"!",), bare=True)
+
+    with pytest.raises(errors.MessageTooLarge):
+        asker.backlog.take_nowait()
