@@ -31,6 +31,8 @@ ANSWERS_BYTES_MAX: Final = 240 * 1024
 """Answers are sent when they pass this, also within a turn."""
 ANSWER_OVERHEAD_BYTES: Final = 64
 HEADER_COST_BYTES: Final = 200
+ERROR_TEXT_MAX: Final = 4_096
+"""Characters of an application's exception that travel."""
 
 
 class _Asking:
@@ -415,7 +417,9 @@ def status_of(error: BaseException) -> status_pb2.Status:
     """How an application's exception travels: an error of ours as it is, any other by its text."""
     if isinstance(error, TidewireError):
         return error.to_status()
-    return Unknown(f"{type(error).__name__}: {error}").to_status()
+    text = f"{type(error).__name__}: {error}"[:ERROR_TEXT_MAX]
+    # Names of files may hold surrogates, which no message carries.
+    return Unknown(text.encode(errors="backslashreplace").decode()).to_status()
 
 
 def _limit_s(query: Query) -> float | None:

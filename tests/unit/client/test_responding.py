@@ -225,3 +225,22 @@ async def test_a_draining_server_gets_the_answers_in_hand(scheme: str) -> None:
         await eventually(lambda: len(servicer.serving.calls) == 2)
 
     assert [1] == got
+
+
+@both_kinds_of_wire
+async def test_an_exception_of_any_text_fails_its_query_alone(scheme: str) -> None:
+    """Surrogates, as in names of files, and megabytes of text do not end the stream."""
+    asking = Asking(questions([b"odd", b"long", b"fine"]))
+
+    def handle(query: Query) -> bytes:
+        if query.payload == b"odd":
+            raise ValueError("name \udc80")
+        if query.payload == b"long":
+            raise ValueError("x" * 20_000_000)
+        return b"a"
+
+    servicer = ScriptedQueries(serve=[asking])
+    async with client_on(scheme, servicer) as client, client.queries.serve("s.*", handle):
+        await eventually(lambda: len(asking.replies()) == 2 and len(asking.answers()) == 1)
+
+    assert "ValueError: name \\udc80" == asking.replies()[0].error.message
