@@ -14,9 +14,16 @@ from tidewire.client.session import PRIORITY_QUERY, Session, check_codec, log
 from tidewire.client.stream import ReopeningStream
 from tidewire.client.times import to_seconds
 from tidewire.client.translate import RPC_ERRORS
-from tidewire.errors import DeadlineExceeded, InvalidArgument, TidewireError, Unknown
+from tidewire.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    MessageTooLarge,
+    TidewireError,
+    Unknown,
+)
 from tidewire.v1 import common_pb2, query_pb2
 from tidewire.v1.query_pb2_grpc import QueryServiceStub
+from tidewire.wire.batch import PAYLOAD_BYTES_MAX
 from tidewire.wire.codec import CodecName
 from tidewire.wire.payload import Value, as_bytes, encode_payload
 
@@ -186,6 +193,7 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         self._in_flight_max = in_flight_max
         self._codec = codec
         self._plain = codec == common_pb2.CODEC_NONE
+        self._payload_bytes_max = PAYLOAD_BYTES_MAX
         self._replies: deque[query_pb2.ServeRequest] = deque()
         self._answers = _Answers()
         self._gathering = False
@@ -224,6 +232,7 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
 
     def _opened(self, opened: common_pb2.Opened) -> None:
         check_codec(self._codec, opened)
+        self._payload_bytes_max = opened.limits.payload_bytes_max or PAYLOAD_BYTES_MAX
 
     def _outgoing(self) -> Iterator[query_pb2.ServeRequest]:
         self._close_answers()
@@ -262,7 +271,7 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 (as in `_take`)
                 self._fail(query, error)
                 continue
-            if type(answer) is not bytes:
+            if type(answer) is not bytes or len(answer) > self._payload_bytes_max:
                 self._judge(query, answer)
                 continue
             self.answered += 1
@@ -374,6 +383,8 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
                 body = self._payload(value)
             else:
                 body = b"" if value is None else as_bytes(value)
+            if isinstance(body, bytes):
+                self._check_size(len(body))
         except (TypeError, ValueError, TidewireError) as error:
             self._fail(query, error)
             return
@@ -391,9 +402,19 @@ class Responder(ReopeningStream[query_pb2.ServeRequest, query_pb2.ServeResponse]
         self._send(query, self._payload(body), end=True)
 
     def _payload(self, value: Answer) -> common_pb2.Payload:
-        if isinstance(value, common_pb2.Payload):
-            return value
-        return encode_payload(b"" if value is None else value, codec=self._codec)
+        payload = value
+        if not isinstance(payload, common_pb2.Payload):
+            payload = encode_payload(b"" if payload is None else payload, codec=self._codec)
+        self._check_size(len(payload.data))
+        return payload
+
+    def _check_size(self, size: int) -> None:
+        """Refuse an answer that would end the stream, and with it the other queries in hand."""
+        if size > self._payload_bytes_max:
+            raise MessageTooLarge(
+                f"the answer has {size} bytes; the server takes {self._payload_bytes_max}",
+                metadata={"bytes": size, "bytes_max": self._payload_bytes_max},
+            )
 
     def _send(self, query: Query, payload: common_pb2.Payload, *, end: bool) -> None:
         request = query_pb2.ServeRequest()

@@ -1,6 +1,9 @@
 """Asking: what is known of a query whose connection was not there, or was lost."""
 
+import asyncio
 import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -8,10 +11,11 @@ import pytest
 
 import tidewire
 from support.scripted import client_of
+from support.server import running
 from tidewire.client.queries import Queries
 from tidewire.client.responder import Query
 from tidewire.client.session import ClientOptions, Session
-from tidewire.errors import ConnectionLost, InvalidArgument, OutcomeUnknown
+from tidewire.errors import ConnectionLost, InvalidArgument, OutcomeUnknown, ResponderFailed
 from tidewire.v1 import common_pb2, query_pb2, query_pb2_grpc
 
 _Queries: Any = query_pb2_grpc.QueryServiceServicer
@@ -68,3 +72,41 @@ def test_what_carries_a_payload_reads_it_the_same_way() -> None:
     assert {} == Query(query_pb2.ServeQuery()).json()
     with pytest.raises(InvalidArgument):
         Query(query_pb2.ServeQuery(payload=common_pb2.Payload(data=b"{"))).json()
+
+
+@pytest.mark.parametrize("wire", ["tcp", "grpc"])
+@pytest.mark.parametrize("kind", ["bytes", "coroutine", "stream"])
+async def test_an_answer_that_is_too_large_fails_its_query_alone(
+    wire: str, kind: str, tmp_path: Path
+) -> None:
+    """It ended the responder's stream, and with it the other queries in hand."""
+
+    def answer(query: Query) -> bytes:
+        return bytes(20_000_000) if query.payload == b"large" else b"fine"
+
+    async def later(query: Query) -> bytes:
+        return answer(query)
+
+    async def several(query: Query) -> AsyncIterator[bytes]:
+        yield answer(query)
+
+    handler: Any = {"bytes": answer, "coroutine": later, "stream": several}[kind]
+    async with (
+        running(tmp_path, (wire,)) as server,
+        tidewire.connect(server.url(wire)) as client,
+        client.queries.serve("a", handler) as responder,
+    ):
+
+        async def ask(body: bytes) -> Any:
+            if kind != "stream":
+                return (await client.queries.ask("a", body)).payload
+            return b"".join([each.payload async for each in client.queries.ask_stream("a", body)])
+
+        await ask(b"first")
+        bodies = (b"x", b"large", b"y")
+        got: list[Any] = await asyncio.gather(*map(ask, bodies), return_exceptions=True)
+
+        assert b"fine" == got[0] == got[2] == await ask(b"z")
+        assert isinstance(got[1], ResponderFailed)
+        assert "20000000" in got[1].message
+        assert 0 == responder.reopened
