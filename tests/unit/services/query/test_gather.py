@@ -122,7 +122,7 @@ async def test_the_deadline_brings_a_summary_with_who_is_missing(channel: Channe
     """The gather ends before the call does, and says who had not answered."""
     async with AsyncExitStack() as stack:
         one, _two = await responding_all(channel, stack, ["one", "two"])
-        call = gather(channel, all=True, timeout=1.0)
+        call = gather(channel, all=True, timeout=3.0)
         await answer(one, b"1")
         _, answers, summary = await read_all(call)
 
