@@ -90,7 +90,7 @@ async def test_only_new_chunks_travel(client: tidewire.Client, name: str) -> Non
     operator = client.checkpoints.operator(name)
     await operator.acquire()
     before = os.urandom(2_000_000)
-    after = before[:1_000_000] + b"\x00" + before[1_000_001:]
+    after = before[:1_000_000] + bytes([before[1_000_000] ^ 1]) + before[1_000_001:]
     first = await operator.commit(before)
     second = await operator.commit(after)
     loaded = [await operator.load(revision) for revision in (1, 2)]
