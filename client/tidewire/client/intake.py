@@ -15,6 +15,7 @@ from tidewire.client.polled import carries_streams
 from tidewire.client.quick import quick_publish
 from tidewire.client.session import Metadata, Session
 from tidewire.client.stream import ReopeningStream
+from tidewire.client.turn import Turn
 from tidewire.errors import DeadlineExceeded, InvalidArgument, MessageTooLarge, TidewireError
 from tidewire.transport.intercepted import interceptors_of
 from tidewire.v1 import common_pb2, event_pb2
@@ -78,6 +79,7 @@ class Intake(ReopeningStream[Request, event_pb2.PublishStreamResponse]):
         self._failure: TidewireError | None = None
         self._unreached: TidewireError | None = None
         self._room = asyncio.Event()
+        self._turn = Turn()
         done: asyncio.Future[None] = session.loop.create_future()
         done.set_result(None)
         quick, self._let_go = quick_publish(self._groups, done, self._publish)
@@ -201,6 +203,12 @@ class Intake(ReopeningStream[Request, event_pb2.PublishStreamResponse]):
                 grant = max(min(group.granted, self.batch_bytes_max - group.granted), size)
             if self._pending_bytes and self._pending_bytes + grant > self._pending_bytes_max:
                 await self._wait_for_room(grant)
+                self._turn.begin()
+                continue
+            if not self._groups:
+                self._turn.begin()  # the writer has taken all, in a turn of its own
+            elif self._turn.is_over:
+                await self._turn.end()
                 continue
             self._pending_bytes += grant
             if group is None:

@@ -20,6 +20,7 @@ from tidewire.client.session import PRIORITY_EVENTS, Session, log, notify
 from tidewire.client.settling import Settlements
 from tidewire.client.signing import admission, count_of, reader_of, refusal_reason, sequences_of
 from tidewire.client.stream import END_TIMEOUT_S, ReopeningStream
+from tidewire.client.turn import Turn
 from tidewire.errors import ConnectionLost, DeadlineExceeded, TidewireError
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.batch import PAYLOAD_BYTES_MAX
@@ -31,8 +32,8 @@ Handler = Callable[[Message], Any]
 WINDOW_MESSAGES: Final = 65_536
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 CONSUMER_WINDOW_MESSAGES: Final = 1_000
-TURN_DELIVERIES_MAX: Final = 16
-"""Deliveries handled before the event loop gets its turn."""
+TURN_DELIVERIES: Final = 16
+"""After so many deliveries it is looked whether the turn is over."""
 
 
 @dataclass(slots=True)
@@ -120,7 +121,8 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, Response]):
         self._current: Iterator[Message] = iter(())
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
         self._call = 0
-        self._turn = 0
+        self._turn = Turn()
+        self._handled_deliveries = 0
         # Of the current call: what the application has taken, and what it was granted.
         self._messages_taken = self._bytes_taken = 0
         self._messages_granted = self._bytes_granted = 0
@@ -301,9 +303,9 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, Response]):
         if self._handler_waits:
             return self._handle_waiting(batch)
         self._handle(batch)
-        self._turn += 1
-        if self._turn % TURN_DELIVERIES_MAX == 0:
-            return asyncio.sleep(0)
+        self._handled_deliveries += 1
+        if self._handled_deliveries % TURN_DELIVERIES == 0 and self._turn.is_over:
+            return self._turn.end()
         return None
 
     def _handle(self, batch: MessageBatch) -> None:
@@ -339,6 +341,8 @@ class Subscription(ReopeningStream[event_pb2.SubscribeRequest, Response]):
                 self._handler_failed(message, error)
             else:
                 self._handled(batch, index, index + 1)
+        if self._turn.is_over:
+            await self._turn.end()
 
     def _handled(self, batch: MessageBatch, begin: int, end: int) -> None:
         """Settle what a handler has taken without an exception."""

@@ -84,6 +84,7 @@ def publishes(scripted: Scripted, call: int = 0) -> list[event_pb2.PublishItem]:
     ]
 
 
+@pytest.mark.usefixtures("one_turn")
 async def test_publishes_of_one_turn_share_a_batch() -> None:
     """Many publishes at once are one request for each subject, acknowledged one by one."""
     store = Store()
@@ -101,6 +102,7 @@ async def test_publishes_of_one_turn_share_a_batch() -> None:
     assert [str(number).encode() for number in range(50)] == store.payloads[1:51]
 
 
+@pytest.mark.usefixtures("one_turn")
 async def test_messages_gather_while_credit_is_used_up() -> None:
     """Without credit nothing is sent; what came meanwhile travels in one batch, within credit."""
     store = Store()
@@ -187,6 +189,7 @@ async def test_batches_are_cut_to_the_credit() -> None:
     assert [3, 3, 3, 1] == [batch.count for batch in store.batches]
 
 
+@pytest.mark.usefixtures("one_turn")
 async def test_large_batches_are_cut() -> None:
     """No batch passes the limit of a batch, unless it is one large message."""
     store = Store()

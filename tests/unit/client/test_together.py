@@ -49,6 +49,7 @@ def test_a_request_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("takes_several", [True, False])
+@pytest.mark.usefixtures("one_turn")
 async def test_publishes_on_many_subjects(takes_several: bool) -> None:
     """A server that takes several gets few requests; another one gets each by itself."""
     kinds: list[str] = []
@@ -113,6 +114,7 @@ async def test_batches_with_many_ids_travel_alone() -> None:
     assert ["publish"] * 3 + ["next"] == kinds[kinds.index("next") + 1 :]
 
 
+@pytest.mark.usefixtures("one_turn")
 async def test_what_travelled_together_is_sent_again_after_a_break() -> None:
     """Every batch of a request that was not answered comes again, once, in its order."""
     subjects: list[str] = []
