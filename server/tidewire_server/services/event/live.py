@@ -203,12 +203,10 @@ class Fanout:
 
     Attributes:
         receivers: Subscribers that got it.
-        held_by: When all of them are behind, one that is moving.
         lost: Messages others lost for it.
     """
 
     receivers: int
-    held_by: LiveBuffer | None = None
     lost: int = 0
 
 
@@ -313,7 +311,7 @@ class LiveHub:
             if not buffer.messages:
                 buffer.moved_at = now
             lost += buffer.put(response, messages, body_bytes)
-        return Fanout(len(receivers), _holder(receivers, now), lost)
+        return Fanout(len(receivers), lost)
 
     def expect(self, batch: common_pb2.Batch) -> Coming | None:
         """
@@ -323,7 +321,7 @@ class LiveHub:
         return Coming(route, batch) if route.plain or route.groups else None
 
     def holder(self, subject: str, now: float) -> LiveBuffer | None:
-        """Who holds back publishers of this subject: see `Fanout`."""
+        """Who holds back publishers of this subject: one that moves, when too many are behind."""
         route = self._routes.get(subject) or self._find(subject)
         receivers = route.plain + tuple(b for group in route.groups for b in group.members)
         return _holder(receivers, now)

@@ -101,11 +101,8 @@ class Publisher:
         self, batch: common_pb2.Batch, transaction: Transaction
     ) -> event_pb2.PublishResponse:
         """Store a batch, after who listens live has had its time to make room for it."""
-        live = self._exchange.live
-        holder = live.holder(batch.subject, self._core.clock())
-        if holder is not None:
-            await holder.hold_back()
-        coming = live.expect(batch)
+        await self.hold_back(batch.subject)
+        coming = self._exchange.live.expect(batch)
         try:
             committed = await self._core.engine.commit(transaction)
         finally:
@@ -113,6 +110,15 @@ class Publisher:
                 coming.arrived()
         self.count(batch)
         return committed.appends[0]
+
+    async def hold_back(self, subject: str) -> None:
+        """
+        Wait for who listens live; before a batch is handed over, not after: the batches that many
+        publishers have in hand would not find room.
+        """
+        holder = self._exchange.live.holder(subject, self._core.clock())
+        if holder is not None:
+            await holder.hold_back()
 
     def count(self, batch: common_pb2.Batch, body: memoryview | None = None) -> None:
         """Count what was published."""

@@ -168,7 +168,6 @@ class PublishSession:
             return
         live = self._exchange.live
         if transaction is None:
-            # Before, not after: the batches that many publishers have in hand would not find room.
             await self._hold_back(batch.subject)
             fanout = self._publisher.fan_out(batch, body)
             self._finish(publish_id, messages, body_bytes, live_answer(fanout))
@@ -193,9 +192,7 @@ class PublishSession:
     async def _hold_back(self, subject: str) -> None:
         """Wait for who listens live, unless nothing is read after what is in hand."""
         if not self._is_ended:
-            holder = self._exchange.live.holder(subject, self._core.clock())
-            if holder is not None:
-                await holder.hold_back()
+            await self._publisher.hold_back(subject)
 
     def _count_in(self, messages: int, body_bytes: int) -> None:
         granted_messages, granted_bytes = self._granted

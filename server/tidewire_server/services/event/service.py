@@ -63,10 +63,8 @@ class EventService(event_pb2_grpc.EventServiceServicer):
         """Publish one batch."""
         transaction = self._publisher.plan(request)
         if transaction is None:
-            fanout = self._publisher.fan_out(request.batch)
-            if fanout.held_by is not None:
-                await fanout.held_by.hold_back()
-            return live_answer(fanout)
+            await self._publisher.hold_back(request.batch.subject)
+            return live_answer(self._publisher.fan_out(request.batch))
         return await self._publisher.commit(request.batch, transaction)
 
     @takes_apart(PUBLISH_BODY)

@@ -179,13 +179,11 @@ class MessageSession:
         request = await self._kinds.to_publish(message, self._context)
         transaction = self._publisher.plan(request)
         if transaction is None:
+            await self._publisher.hold_back(request.batch.subject)
             fanout = self._publisher.fan_out(request.batch)
             self._answer(entry, self._kinds.published(message, live_answer(fanout)))
-            if fanout.held_by is not None:
-                await fanout.held_by.hold_back()
             return
-        live = self._exchange.live
-        coming = live.expect(request.batch)
+        coming = self._exchange.live.expect(request.batch)
 
         def done(outcome: Outcome) -> None:
             if coming is not None:
@@ -198,9 +196,7 @@ class MessageSession:
 
         self._commits.submit(transaction, done)
         if coming is not None:
-            holder = live.holder(request.batch.subject, self._core.clock())
-            if holder is not None:
-                await holder.hold_back()
+            await self._publisher.hold_back(request.batch.subject)
 
     def _give(self, entry: _Entry, message: Incoming) -> None:
         """Leave a message to the workers, of which there are as many as were needed at once."""

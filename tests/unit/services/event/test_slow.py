@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from support.events import MUCH, event_service, payloads
 from tidewire import errors
-from tidewire.v1 import event_pb2
+from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.batch import encode_payloads
 from tidewire.wire.spliced import Spliced
 from tidewire_server.core import ServiceLimits
@@ -90,15 +90,19 @@ def test_a_publisher_is_held_only_while_all_are_behind_and_one_moves() -> None:
     batch = encode_payloads("a", [b"x"] * 6)
     slow.moved_at = 0.0
 
-    assert hub.deliver(batch, now=0.05, time_ns=0).held_by is slow
-    assert hub.deliver(batch, now=5.0, time_ns=0).held_by is None  # it does not move
+    hub.deliver(batch, now=0.05, time_ns=0)
+    assert hub.holder("a", 0.05) is slow
+    hub.deliver(batch, now=5.0, time_ns=0)
+    assert hub.holder("a", 5.0) is None  # it does not move
     hub.add(["a"], fast)
     slow.moved_at = 5.0
-    assert hub.deliver(batch, now=5.0, time_ns=0).held_by is slow
+    hub.deliver(batch, now=5.0, time_ns=0)
+    assert hub.holder("a", 5.0) is slow
     fast.pop(5.0)
     fast.pop(5.0)
     hub.remove(["a"], slow)
-    assert hub.deliver(batch, now=5.0, time_ns=0).held_by is fast
+    hub.deliver(batch, now=5.0, time_ns=0)
+    assert hub.holder("a", 5.0) is fast
 
 
 async def test_who_is_held_back_goes_on_as_soon_as_there_is_room(
@@ -253,6 +257,40 @@ async def test_a_burst_of_commits_waits_for_a_live_reader(
             if response.WhichOneof("kind") == "delivery":
                 got += response.delivery.batch.count
         await publishing
+
+        assert is_held == (lost == 0)
+        assert lost == events.core.counters.values.get("events_lost", 0)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_publishers_wait_before_they_hand_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_held: bool
+) -> None:
+    """
+    What a hundred publishers have in hand is more than a live subscriber's bound, and one that
+    reads gets all; control: without holding back, it loses.
+    """
+    if is_held:
+        for name in ("HOLD_S", "HOLD_S_MAX", "MOVING_S"):
+            monkeypatch.setattr(live_module, name, 5.0)
+    else:
+        monkeypatch.setattr(live_module, "_holder", lambda *_: None)
+    limits = ServiceLimits(subscriber_pending_bytes_max=100_000)
+    async with event_service(tmp_path, limits=limits) as events:
+        live = await events.live(
+            "s", credit=common_pb2.Credit(messages_until=10, bytes_until=1 << 50)
+        )
+        publishing = [
+            asyncio.create_task(events.publish("s", [b"x" * 1000] * 10)) for _ in range(100)
+        ]
+        got = lost = 0
+        while got + lost < 1000:
+            response = await live.next()
+            lost += response.lost.messages
+            if response.WhichOneof("kind") == "delivery":
+                got += response.delivery.batch.count
+                await live.grant(got + lost + 10)
+        await asyncio.gather(*publishing)
 
         assert is_held == (lost == 0)
         assert lost == events.core.counters.values.get("events_lost", 0)
