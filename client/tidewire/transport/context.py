@@ -152,11 +152,7 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
         """Send a response; wait while the caller or the wire does not keep up."""
         if self.over or self.aborted:
             raise asyncio.InvalidStateError("the call has ended")
-        serialize = self.handler.response_serializer
-        self._headers_sent = True
-        if serialize is not None and type(message) is not Spliced:
-            message = serialize(message)
-        if self.send_message(message):
+        if self.send_message(self._serialized(message)):
             return
         await self.wait_drained()
 
@@ -168,12 +164,16 @@ class ServerCall(Call, grpc.aio.ServicerContext):  # type: ignore[type-arg]  # a
         """
         if self.over or self.aborted or self.outbox:
             return False
+        self.send_message(self._serialized(message))
+        return True
+
+    def _serialized(self, message: Any) -> Any:
+        """A response in bytes, of which there are some in pieces; headers go before it."""
         serialize = self.handler.response_serializer
         self._headers_sent = True
-        if serialize is not None and type(message) is not Spliced:
-            message = serialize(message)
-        self.send_message(message)
-        return True
+        if serialize is None or type(message) is Spliced:
+            return message
+        return serialize(message)
 
     async def wait_drained(self) -> None:
         """Wait until what was handed over is on its way."""

@@ -244,17 +244,11 @@ class ServerLink(ServerConnection):
         """End a call with the one response of its handler."""
         if call.over:
             return
-        if call.aborted:
+        if call.aborted or (call.has_result and response is None):
             self._finish(call)
             return
         serialize = call.handler.response_serializer
-        if call.has_result:
-            if response is not None:
-                call.send_message(response if serialize is None else serialize(response))
-            self._finish(call)
-            return
-        call.reply(response if serialize is None else serialize(response))
-        call.conclude(ENDING_OK)
+        self.respond_encoded(call, response if serialize is None else serialize(response))
 
     def respond_encoded(self, call: ServerCall, response: bytes) -> None:
         """End a call with the one response of its handler, which is serialized already."""

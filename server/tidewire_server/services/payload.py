@@ -48,6 +48,20 @@ def check_payload(payload: common_pb2.Payload, field: str, core: Core) -> None:
     _check_headers(payload, field, core.limits.overhead_bytes_max)
 
 
+def check_size(size: int, field: str, bytes_max: int) -> None:
+    """
+    Refuse bytes over the limit of a payload.
+
+    Raises:
+        MessageTooLarge: They are.
+    """
+    if size > bytes_max:
+        raise errors.MessageTooLarge(
+            f"{field} is {size} bytes; at most {bytes_max} are taken, after decompression too",
+            metadata={"size": size, "limit": bytes_max},
+        )
+
+
 def _check_codec(payload: common_pb2.Payload, field: str, core: Core) -> None:
     if payload.codec in core.codecs or payload.codec == common_pb2.CODEC_UNSPECIFIED:
         return
@@ -59,12 +73,7 @@ def _check_codec(payload: common_pb2.Payload, field: str, core: Core) -> None:
 
 
 def _check_sizes(payload: common_pb2.Payload, field: str, bytes_max: int) -> None:
-    size = max(len(payload.data), payload.raw_size)
-    if size > bytes_max:
-        raise errors.MessageTooLarge(
-            f"{field} is {size} bytes; at most {bytes_max} are taken, after decompression too",
-            metadata={"size": size, "limit": bytes_max},
-        )
+    check_size(max(len(payload.data), payload.raw_size), field, bytes_max)
     compressed = payload.codec not in _UNCOMPRESSED
     if compressed and not payload.raw_size:
         raise bad_field(f"{field}.raw_size", "is needed with a codec: the size after decompression")

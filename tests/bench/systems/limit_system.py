@@ -12,7 +12,7 @@ Measure = Callable[[float, int], dict[str, Any]]
 class Limit(System):
     """What moves bytes and nothing else; bytes a second are shown as messages of that size."""
 
-    def __init__(self, name: str, measure: Measure, note: str) -> None:
+    def __init__(self, name: str, measure: Measure | None, note: str) -> None:
         self.name = name
         self.note = note
         self._measure = measure
@@ -23,6 +23,7 @@ class Limit(System):
 
     def limit(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Move bytes; figures as of messages of ``parameters["bytes"]``."""
+        assert self._measure is not None
         size = int(parameters["bytes"])
         figures = self._measure(float(parameters["seconds"]), size)
         delivered = max(int(figures["bytes"]) // size, 1)
@@ -38,7 +39,7 @@ class BareSockets(Limit):
     """A block on its way there and back through as many processes as a scenario has."""
 
     def __init__(self) -> None:
-        super().__init__("bare sockets", _no_bytes, "blocking, no protocol, no service")
+        super().__init__("bare sockets", None, "blocking, no protocol, no service")
 
     def limit(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Pass blocks of ``parameters["bytes"]`` on through ``parameters["processes"]``."""
@@ -46,11 +47,6 @@ class BareSockets(Limit):
         figures = hops(float(parameters["seconds"]), size, processes)
         figures["client_cpu_s_per_million"] = figures.pop("cpu_s") / figures["calls"] * 1e6
         return figures
-
-
-def _no_bytes(seconds: float, block_bytes: int) -> dict[str, Any]:
-    """Measure nothing: rounds are counted, not bytes."""
-    raise NotImplementedError
 
 
 def limits() -> tuple[Limit, ...]:

@@ -12,7 +12,7 @@ from tidewire.wire.deadlines import FOREVER, Deadlines
 from tidewire.wire.subject import check_subject
 from tidewire_server.core import Context, Core
 from tidewire_server.services.outbox import Outbox, OutboxClosed
-from tidewire_server.services.payload import bad_field, check_payload
+from tidewire_server.services.payload import bad_field, check_payload, check_size
 from tidewire_server.services.query.failures import (
     asker_too_slow,
     deadline_passed,
@@ -232,7 +232,7 @@ class Asker:
         if not isinstance(body, bytes):
             check_payload(body, "questions.payloads", self._core)
             return int(body.ByteSize())
-        check_size(len(body), "questions.bare", self._core)
+        check_size(len(body), "questions.bare", self._core.limits.payload_bytes_max)
         return len(body)
 
     def _cancel(self, ids: Sequence[int]) -> None:
@@ -430,18 +430,3 @@ def _failure(ids: Iterable[int], error: errors.TidewireError) -> query_pb2.AskMa
     response.failed.ids.extend(ids)
     response.failed.error.CopyFrom(error.to_status())
     return response
-
-
-def check_size(size: int, field: str, core: Core) -> None:
-    """
-    Refuse bare bytes over the limit of a payload.
-
-    Raises:
-        MessageTooLarge: They are.
-    """
-    limit = core.limits.payload_bytes_max
-    if size > limit:
-        raise errors.MessageTooLarge(
-            f"{field} has an entry of {size} bytes; at most {limit} are taken",
-            metadata={"size": size, "limit": limit},
-        )

@@ -14,8 +14,8 @@ from tidewire.wire.subject import check_name, check_pattern
 from tidewire_server.core import Context, Core
 from tidewire_server.members import Life
 from tidewire_server.services.outbox import OutboxClosed
-from tidewire_server.services.payload import bad_field, check_payload
-from tidewire_server.services.query.asker import ANSWER_BYTES_MAX, ASKER_STALL_S, Asker, check_size
+from tidewire_server.services.payload import bad_field, check_payload, check_size
+from tidewire_server.services.query.asker import ANSWER_BYTES_MAX, ASKER_STALL_S, Asker
 from tidewire_server.services.query.responder import IN_FLIGHT_DEFAULT, Backlog, Responder
 from tidewire_server.services.query.routing import Directory
 
@@ -304,7 +304,7 @@ class _Stream:
     def _judge(self, body: bytes | common_pb2.Payload) -> errors.TidewireError | None:
         try:
             if isinstance(body, bytes):
-                check_size(len(body), "answers.bare", self._core)
+                check_size(len(body), "answers.bare", self._core.limits.payload_bytes_max)
             else:
                 check_payload(body, "answers.payloads", self._core)
         except errors.TidewireError as error:
