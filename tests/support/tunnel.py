@@ -35,6 +35,7 @@ class Tunnel:
     def __init__(self, target: WireUrl) -> None:
         self._target = target
         self._passing = True
+        self._is_over = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -42,16 +43,26 @@ class Tunnel:
         """Take everything from now on and pass nothing, not even an end."""
         self._passing = False
 
-    def close(self) -> None:
-        """End all of it."""
-        for task in self._tasks:
+    async def close(self) -> None:
+        """End all of it, also what is just being connected."""
+        self._is_over = True
+        await asyncio.sleep(0)  # what was accepted, and has not begun, is to see it
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for writer in self._writers:
             writer.close()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Connect a client to the server."""
         self._writers.add(writer)
+        if self._is_over:
+            writer.close()
+            return
+        accepting = asyncio.current_task()
+        assert accepting is not None
+        self._keep(accepting)
         target = self._target
         if target.scheme in UNIX_WIRES:
             far_reader, far_writer = await asyncio.open_unix_connection(target.path)
@@ -59,9 +70,11 @@ class Tunnel:
             far_reader, far_writer = await asyncio.open_connection(target.host, target.port)
         self._writers.add(far_writer)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.ensure_future(self._pump(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(asyncio.ensure_future(self._pump(source, sink)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -97,4 +110,4 @@ async def between(url: str, folder: Path) -> AsyncIterator[Between]:
         yield Between(near, tunnel.vanish)
     finally:
         server.close()
-        tunnel.close()
+        await tunnel.close()
