@@ -195,11 +195,14 @@ async def meet(place: Place, wire: str) -> Stranger:
             context.set_alpn_protocols(["h2"])
     reader, writer = await open_stream(url, context)
     if wire in ("ws", "wss"):
-        writer.write(ws.request())
-        status, _ = await ws.read_answer(reader)
-        if status != 101:
+        try:
+            writer.write(ws.request())
+            status, _ = await ws.read_answer(reader)
+            if status != 101:
+                raise ConnectionRefusedError(f"the upgrade was answered with {status}")
+        except BaseException:
             writer.close()
-            raise ConnectionRefusedError(f"the upgrade was answered with {status}")
+            raise
     return Stranger(reader, writer.transport, wire, writer)
 
 

@@ -111,8 +111,12 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 async def upgrade(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect and upgrade as an honest client does."""
     reader, writer = await connect(url)
-    writer.write(request(urlsplit(url).path or "/"))
-    status, headers = await read_answer(reader)
-    assert (101, ACCEPT) == (status, headers["sec-websocket-accept"])
-    assert "tidewire.v1" == headers["sec-websocket-protocol"]
+    try:
+        writer.write(request(urlsplit(url).path or "/"))
+        status, headers = await read_answer(reader)
+        assert (101, ACCEPT) == (status, headers["sec-websocket-accept"])
+        assert "tidewire.v1" == headers["sec-websocket-protocol"]
+    except BaseException:
+        writer.close()
+        raise
     return reader, writer
