@@ -112,7 +112,7 @@ class Responder(Seat):
         try:
             return self.write_at_once(query)
         except errors.TidewireError:
-            return False  # the stream's writer meets it too, and the stream ends with it
+            return False  # the stream's writer meets it too
 
     def _put(self, query: Query | Part, size: int) -> None:
         self.outbox.put(query, size + ITEM_OVERHEAD_BYTES)
@@ -253,6 +253,16 @@ class Responder(Seat):
         return responder_failed(self.name, request_id, errors.from_status(reply.error))
 
     # Giving up.
+
+    def fail_unsent(self, number: int, error: errors.TidewireError) -> None:
+        """A query cannot be sent to this responder: whoever asked is told why."""
+        query = self.queries.get(number)
+        if isinstance(query, Part):
+            self._settle_numbers(query, (number,))
+            query.asker.fail((number + query.offset,), error)
+        elif query is not None:
+            self._settle(query)
+            query.on_error(error)
 
     def drop(self, query: Query) -> None:
         """Forget a query nobody waits for, and tell the responder if it has it."""

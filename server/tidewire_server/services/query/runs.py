@@ -133,3 +133,22 @@ class Part:
         if self.asker.principal:
             query.principal = self.asker.principal
         return response
+
+
+def singly(together: query_pb2.ServeQuestions) -> Iterator[query_pb2.ServeResponse]:
+    """Encode questions anew, each by itself."""
+    bodies: Sequence[Any] = together.bare or together.payloads
+    for index in range(len(bodies)):
+        response = query_pb2.ServeResponse()
+        one = response.questions
+        one.first_query_id = together.first_query_id + index
+        one.subject = together.subject
+        if together.bare:
+            one.bare.append(bodies[index])
+        else:
+            one.payloads.append(bodies[index])
+        one.remaining.CopyFrom(together.remaining)
+        one.request_prefix = together.request_prefix
+        one.first_request = together.first_request + index
+        one.principal = together.principal
+        yield response

@@ -18,6 +18,7 @@ from tidewire_server.services.payload import bad_field, check_payload, check_siz
 from tidewire_server.services.query.asker import ANSWER_BYTES_MAX, ASKER_STALL_S, Asker
 from tidewire_server.services.query.responder import IN_FLIGHT_DEFAULT, Backlog, Responder
 from tidewire_server.services.query.routing import Directory
+from tidewire_server.services.query.runs import singly
 
 RESPONDERS_MAX: Final = 10_000
 SUBJECTS_MAX: Final = 64
@@ -158,7 +159,10 @@ class Serving:
                     item = outbox.take_nowait() or await outbox.take()
                     for response in responder.next_responses(item, clock()):
                         responder.writing_since_s = clock()
-                        await context.write(response)
+                        try:
+                            await context.write(response)
+                        except errors.MessageTooLarge as error:
+                            await _write_what_fits(responder, response, error, context)
                         responder.writing_since_s = None
         except OutboxClosed:
             return
@@ -206,6 +210,29 @@ class Serving:
                 since_s = responder.writing_since_s
                 if since_s is not None and now_s - since_s >= stall_s and responder.cut is not None:
                     responder.cut.reschedule(loop.time())
+
+
+async def _write_what_fits(
+    responder: Responder,
+    response: query_pb2.ServeResponse,
+    error: errors.MessageTooLarge,
+    context: Any,
+) -> None:
+    """Write questions one by one that are together over the responder's limit of a message."""
+    kind = response.WhichOneof("kind")
+    if kind == "query":
+        responder.fail_unsent(response.query.query_id, error)
+        return
+    if kind != "questions":
+        raise error
+    if len(response.questions.bare) + len(response.questions.payloads) == 1:
+        responder.fail_unsent(response.questions.first_query_id, error)
+        return
+    for one in singly(response.questions):
+        try:
+            await context.write(one)
+        except errors.MessageTooLarge as too_large:
+            responder.fail_unsent(one.questions.first_query_id, too_large)
 
 
 class _Stream:
