@@ -185,6 +185,7 @@ class Intake(ReopeningStream[Request, event_pb2.PublishStreamResponse]):
     async def _group_for(self, subject: str, size: int, *, with_headers: bool) -> Group:
         """Return the open batch of a subject, with room for so many bytes."""
         while True:
+            self._raise_if_ended()  # it may have, while others had the loop
             self._let_go()
             group = self._groups.get(subject)
             if group is not None and group.payloads:

@@ -15,6 +15,7 @@ from support.scripted import (
 )
 from tidewire.client import turn
 from tidewire.client.message import Message
+from tidewire.errors import ConnectionLost
 from tidewire.v1 import event_pb2
 from tidewire.wire.batch import encode_payloads
 
@@ -117,3 +118,26 @@ async def test_a_publisher_lets_others_have_the_loop(step_s: float) -> None:
 
     assert pending > 0
     assert (took == 0) == (step_s == STANDING)
+
+
+async def test_what_is_published_as_the_publisher_ends_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others, while they have the loop, close it: the message is not taken and forgotten."""
+
+    async def serve(conversation: Conversation) -> None:
+        await conversation.greet()
+        await idle(conversation)
+
+    events = ScriptedEvents(publish=[serve])
+    async with client_of(events_of(events)) as client:
+        publisher = await client.events.publisher(acknowledge=False)
+
+        async def end(_turn: turn.Turn) -> None:
+            await publisher.close()
+
+        monkeypatch.setattr(turn.Turn, "is_over", True)
+        monkeypatch.setattr(turn.Turn, "end", end)
+        await publisher.publish("a", b"x")
+        with pytest.raises(ConnectionLost):
+            await publisher.publish("b", b"y")
