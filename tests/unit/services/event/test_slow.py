@@ -219,19 +219,22 @@ def test_members_of_a_group_expect_their_part() -> None:
     assert hub.holder("a", 0.0) is None
 
 
-@pytest.mark.parametrize("is_held", [True, False])
-async def test_a_burst_of_commits_waits_for_a_live_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_held: bool
-) -> None:
+@pytest.fixture(params=[True, False], ids=["held", "not held"])
+def is_held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether publishers wait for who listens live, then for much longer than any machine needs."""
+    if request.param:
+        for name in ("HOLD_S", "HOLD_S_MAX", "MOVING_S"):
+            monkeypatch.setattr(live_module, name, 5.0)
+    else:
+        monkeypatch.setattr(live_module, "_holder", lambda *_: None)
+    return bool(request.param)
+
+
+async def test_a_burst_of_commits_waits_for_a_live_reader(tmp_path: Path, is_held: bool) -> None:
     """
     Far more than a subscriber's bound is on its way through the store, and one that reads gets
     all; control: without holding back, it loses.
     """
-    if is_held:
-        monkeypatch.setattr(live_module, "HOLD_S", 5.0)
-        monkeypatch.setattr(live_module, "MOVING_S", 5.0)
-    else:
-        monkeypatch.setattr(live_module, "_holder", lambda *_: None)
     limits = ServiceLimits(subscriber_pending_bytes_max=100_000)
     batch = encode_payloads("s.a", [b"x" * 1000] * 10)
     async with event_service(tmp_path, limits=limits) as events:
@@ -262,19 +265,11 @@ async def test_a_burst_of_commits_waits_for_a_live_reader(
         assert lost == events.core.counters.values.get("events_lost", 0)
 
 
-@pytest.mark.parametrize("is_held", [True, False])
-async def test_publishers_wait_before_they_hand_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_held: bool
-) -> None:
+async def test_publishers_wait_before_they_hand_over(tmp_path: Path, is_held: bool) -> None:
     """
     What a hundred publishers have in hand is more than a live subscriber's bound, and one that
     reads gets all; control: without holding back, it loses.
     """
-    if is_held:
-        for name in ("HOLD_S", "HOLD_S_MAX", "MOVING_S"):
-            monkeypatch.setattr(live_module, name, 5.0)
-    else:
-        monkeypatch.setattr(live_module, "_holder", lambda *_: None)
     limits = ServiceLimits(subscriber_pending_bytes_max=100_000)
     async with event_service(tmp_path, limits=limits) as events:
         live = await events.live(
