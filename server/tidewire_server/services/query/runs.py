@@ -137,16 +137,16 @@ class Part:
 
 def singly(together: query_pb2.ServeQuestions) -> Iterator[query_pb2.ServeResponse]:
     """Encode questions anew, each by itself."""
-    bodies: Sequence[Any] = together.bare or together.payloads
-    for index in range(len(bodies)):
+    bare, payloads = together.bare, together.payloads
+    for index in range(len(bare) or len(payloads)):
         response = query_pb2.ServeResponse()
         one = response.questions
         one.first_query_id = together.first_query_id + index
         one.subject = together.subject
-        if together.bare:
-            one.bare.append(bodies[index])
+        if bare:
+            one.bare.append(bare[index])
         else:
-            one.payloads.append(bodies[index])
+            one.payloads.append(payloads[index])
         one.remaining.CopyFrom(together.remaining)
         one.request_prefix = together.request_prefix
         one.first_request = together.first_request + index

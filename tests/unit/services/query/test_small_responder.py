@@ -15,6 +15,7 @@ from tidewire.client.translate import translate
 from tidewire.transport.options import TransportOptions
 from tidewire.v1 import query_pb2, query_pb2_grpc
 from tidewire.wire.limits import WireLimits
+from tidewire_server.services.query.runs import singly
 
 MESSAGE_BYTES_MAX = 10_000
 
@@ -82,3 +83,29 @@ async def test_a_query_that_does_not_fit(tmp_path: Path) -> None:
 
     assert isinstance(translate(caught.value), errors.MessageTooLarge)
     assert b"yes" == answered.payload
+
+
+@pytest.mark.parametrize("kind", ["bare", "payloads"])
+def test_questions_are_taken_apart(kind: str) -> None:
+    """Each by itself is what it was among the others: its numbers, its time, its asker."""
+    bodies = [b"a", b"b"]
+    together = query_pb2.ServeQuestions(
+        first_query_id=7, subject="q", request_prefix="p-", first_request=40, principal="who"
+    )
+    together.remaining.FromSeconds(3)
+    if kind == "bare":
+        together.bare.extend(bodies)
+    else:
+        for body in bodies:
+            together.payloads.add(data=body, content_type="text/plain")
+
+    apart = [response.questions for response in singly(together)]
+
+    assert [7, 8] == [one.first_query_id for one in apart]
+    assert [40, 41] == [one.first_request for one in apart]
+    for index, one in enumerate(apart):
+        assert [getattr(together, kind)[index]] == list(getattr(one, kind))
+        one.first_query_id, one.first_request = together.first_query_id, together.first_request
+        one.ClearField(kind)
+        getattr(one, kind).extend(getattr(together, kind))
+        assert together == one
