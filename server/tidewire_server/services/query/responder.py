@@ -1,6 +1,6 @@
 """The stream of a responder: the queries it has in hand, and what waits to be written to it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Final, Protocol
 
@@ -138,6 +138,14 @@ class Responder(Seat):
         piece.responder = self
         piece.query_id = piece.first_id - whole.offset
         return piece.to_response(now_s)
+
+    def singly(self, numbers: Iterable[int], now_s: float) -> Iterator[query_pb2.ServeResponse]:
+        """Encode questions that went together, each by itself, without those that are over."""
+        for number in numbers:
+            whole = self.queries.get(number)
+            if isinstance(whole, Part):
+                (piece,) = whole.pieces((number,))
+                yield self._rest(piece, whole, now_s)
 
     # Taking answers.
 
@@ -356,3 +364,15 @@ class Responder(Seat):
     def _close_when_done(self) -> None:
         if self.draining and not self.queries:
             self.outbox.close()
+
+
+def numbers_of(response: query_pb2.ServeResponse) -> Sequence[int]:
+    """Numbers of the queries that a response carries."""
+    kind = response.WhichOneof("kind")
+    if kind == "query":
+        return (response.query.query_id,)
+    if kind == "questions":
+        questions = response.questions
+        first = questions.first_query_id
+        return range(first, first + len(questions.bare) + len(questions.payloads))
+    return ()

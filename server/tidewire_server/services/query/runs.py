@@ -133,22 +133,3 @@ class Part:
         if self.asker.principal:
             query.principal = self.asker.principal
         return response
-
-
-def singly(together: query_pb2.ServeQuestions) -> Iterator[query_pb2.ServeResponse]:
-    """Encode questions anew, each by itself."""
-    bare, payloads = together.bare, together.payloads
-    for index in range(len(bare) or len(payloads)):
-        response = query_pb2.ServeResponse()
-        one = response.questions
-        one.first_query_id = together.first_query_id + index
-        one.subject = together.subject
-        if bare:
-            one.bare.append(bare[index])
-        else:
-            one.payloads.append(payloads[index])
-        one.remaining.CopyFrom(together.remaining)
-        one.request_prefix = together.request_prefix
-        one.first_request = together.first_request + index
-        one.principal = together.principal
-        yield response

@@ -16,9 +16,13 @@ from tidewire_server.members import Life
 from tidewire_server.services.outbox import OutboxClosed
 from tidewire_server.services.payload import bad_field, check_payload, check_size
 from tidewire_server.services.query.asker import ANSWER_BYTES_MAX, ASKER_STALL_S, Asker
-from tidewire_server.services.query.responder import IN_FLIGHT_DEFAULT, Backlog, Responder
+from tidewire_server.services.query.responder import (
+    IN_FLIGHT_DEFAULT,
+    Backlog,
+    Responder,
+    numbers_of,
+)
 from tidewire_server.services.query.routing import Directory
-from tidewire_server.services.query.runs import singly
 
 RESPONDERS_MAX: Final = 10_000
 SUBJECTS_MAX: Final = 64
@@ -159,13 +163,26 @@ class Serving:
                     item = outbox.take_nowait() or await outbox.take()
                     for response in responder.next_responses(item, clock()):
                         responder.writing_since_s = clock()
-                        try:
-                            await context.write(response)
-                        except errors.MessageTooLarge as error:
-                            await _write_what_fits(responder, response, error, context)
+                        await self._write_what_fits(responder, response, context)
                         responder.writing_since_s = None
         except OutboxClosed:
             return
+
+    async def _write_what_fits(
+        self, responder: Responder, response: query_pb2.ServeResponse, context: Context
+    ) -> None:
+        """Write; questions that are over the responder's limit only together, one by one."""
+        try:
+            await context.write(response)
+        except errors.MessageTooLarge as error:
+            numbers = numbers_of(response)
+            if not numbers:
+                raise
+            if len(numbers) == 1:
+                responder.fail_unsent(numbers[0], error)
+                return
+            for one in responder.singly(numbers, self._core.clock()):
+                await self._write_what_fits(responder, one, context)
 
     # Who is there.
 
@@ -210,29 +227,6 @@ class Serving:
                 since_s = responder.writing_since_s
                 if since_s is not None and now_s - since_s >= stall_s and responder.cut is not None:
                     responder.cut.reschedule(loop.time())
-
-
-async def _write_what_fits(
-    responder: Responder,
-    response: query_pb2.ServeResponse,
-    error: errors.MessageTooLarge,
-    context: Any,
-) -> None:
-    """Write questions one by one that are together over the responder's limit of a message."""
-    kind = response.WhichOneof("kind")
-    if kind == "query":
-        responder.fail_unsent(response.query.query_id, error)
-        return
-    if kind != "questions":
-        raise error
-    if len(response.questions.bare) + len(response.questions.payloads) == 1:
-        responder.fail_unsent(response.questions.first_query_id, error)
-        return
-    for one in singly(response.questions):
-        try:
-            await context.write(one)
-        except errors.MessageTooLarge as too_large:
-            responder.fail_unsent(one.questions.first_query_id, too_large)
 
 
 class _Stream:

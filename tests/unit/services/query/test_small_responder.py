@@ -2,20 +2,24 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
 
 import tidewire
 from support.asking import answer, asking, questions_of
+from support.live_fake_engine import make_core
 from support.responders import responding
 from support.server import running
 from tidewire import errors
 from tidewire.client.translate import translate
 from tidewire.transport.options import TransportOptions
-from tidewire.v1 import query_pb2, query_pb2_grpc
+from tidewire.v1 import common_pb2, query_pb2, query_pb2_grpc
 from tidewire.wire.limits import WireLimits
-from tidewire_server.services.query.runs import singly
+from tidewire_server.services.query.asker import Asker
+from tidewire_server.services.query.responder import Responder, numbers_of
+from tidewire_server.services.query.runs import Part
 
 MESSAGE_BYTES_MAX = 10_000
 
@@ -86,28 +90,30 @@ async def test_a_query_that_does_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bare", "payloads"])
-def test_questions_are_taken_apart(kind: str) -> None:
+async def test_questions_are_taken_apart(kind: str) -> None:
     """Each by itself is what it was among the others: its numbers, its time, its asker."""
-    bodies = [b"a", b"b"]
-    together = query_pb2.ServeQuestions(
-        first_query_id=7, subject="q", request_prefix="p-", first_request=40, principal="who"
-    )
-    together.remaining.FromSeconds(3)
-    if kind == "bare":
-        together.bare.extend(bodies)
-    else:
-        for body in bodies:
-            together.payloads.add(data=body, content_type="text/plain")
+    bodies: list[Any] = [b"a", b"b"]
+    if kind == "payloads":
+        bodies = [common_pb2.Payload(data=body, content_type="text/plain") for body in bodies]
+    asker = Asker(make_core(), lambda _: None, "p-", "who")
+    together = Part(asker, "q", 40, bodies, bare=kind == "bare", deadline_s=1e9)
+    responder = Responder("r", ["q"], takes_questions=True)
+    responder._last_id = 6
+    responder.give_part(together)
 
-    apart = [response.questions for response in singly(together)]
+    responses = list(responder.singly((7, 8), 1e9 - 3))
+    apart = [response.questions for response in responses]
 
+    assert [(7,), (8,)] == [tuple(numbers_of(response)) for response in responses]
     assert [7, 8] == [one.first_query_id for one in apart]
     assert [40, 41] == [one.first_request for one in apart]
     for index, one in enumerate(apart):
-        assert [getattr(together, kind)[index]] == list(getattr(one, kind))
+        assert [bodies[index]] == list(getattr(one, kind))
         assert ("q", "p-", "who", 3) == (
             one.subject,
             one.request_prefix,
             one.principal,
             one.remaining.seconds,
         )
+    responder.fail_unsent(7, errors.MessageTooLarge("it takes less"))
+    assert [8] == [one.questions.first_query_id for one in responder.singly((7, 8), 0.0)]
