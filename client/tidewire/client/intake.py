@@ -193,7 +193,7 @@ class Intake(ReopeningStream[Request, event_pb2.PublishStreamResponse]):
                 if other_form or group.used + size > self.batch_bytes_max:
                     self._close_group(subject)
                     self._wake.set()
-                    await asyncio.sleep(0)  # the writer's turn: a busy publisher must not starve it
+                    await self._turn.end()  # the writer's: a busy publisher must not starve it
                     continue
             if group is None:
                 check_subject(subject)

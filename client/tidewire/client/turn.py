@@ -20,7 +20,7 @@ class Turn:
     __slots__ = ("_began_at",)
 
     def __init__(self) -> None:
-        self._began_at = perf_counter()
+        self.begin()
 
     @property
     def is_over(self) -> bool:
@@ -34,4 +34,4 @@ class Turn:
     async def end(self) -> None:
         """Let others have their turn, and begin the next."""
         await asyncio.sleep(0)
-        self._began_at = perf_counter()
+        self.begin()
