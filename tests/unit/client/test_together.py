@@ -1,6 +1,7 @@
 """Small batches that travel together: on the way out, on the way in, and to who knows none."""
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 
@@ -13,6 +14,17 @@ from tidewire.wire.batch import encode_payloads
 
 def request(number: int) -> event_pb2.PublishStreamRequest:
     return event_pb2.PublishStreamRequest(publish=event_pb2.PublishItem(publish_id=number))
+
+
+async def succeed(conversation: Conversation, items: Iterable[event_pb2.PublishItem]) -> None:
+    """Answer that each was published, to one."""
+    results = [
+        event_pb2.PublishResult(
+            publish_id=item.publish_id, response=event_pb2.PublishResponse(receivers=1)
+        )
+        for item in items
+    ]
+    await conversation.write(results=event_pb2.PublishResults(result=results))
 
 
 def shape(sizes: list[int]) -> list[list[int]]:
@@ -62,13 +74,7 @@ async def test_publishes_on_many_subjects(takes_several: bool) -> None:
             kinds.append(request.WhichOneof("kind"))
             items = request.several.item if kinds[-1] == "several" else [request.publish]
             subjects.extend(item.request.batch.subject for item in items)
-            results = [
-                event_pb2.PublishResult(
-                    publish_id=item.publish_id, response=event_pb2.PublishResponse(receivers=1)
-                )
-                for item in items
-            ]
-            await conversation.write(results=event_pb2.PublishResults(result=results))
+            await succeed(conversation, items)
 
     events = ScriptedEvents(publish=[serve])
     async with client_of(events_of(events)) as client, client.events.publisher() as publisher:
@@ -91,13 +97,7 @@ async def test_batches_with_many_ids_travel_alone() -> None:
         while (request := await conversation.read()) is not None:
             kinds.append(request.WhichOneof("kind"))
             items = request.several.item or [request.publish]
-            results = [
-                event_pb2.PublishResult(
-                    publish_id=item.publish_id, response=event_pb2.PublishResponse(receivers=1)
-                )
-                for item in items
-            ]
-            await conversation.write(results=event_pb2.PublishResults(result=results))
+            await succeed(conversation, items)
 
     events = ScriptedEvents(publish=[serve])
     async with client_of(events_of(events)) as client:
@@ -128,13 +128,7 @@ async def test_what_travelled_together_is_sent_again_after_a_break() -> None:
         await conversation.greet(takes_several=True)
         while (request := await conversation.read()) is not None:
             subjects.extend(item.request.batch.subject for item in request.several.item)
-            results = [
-                event_pb2.PublishResult(
-                    publish_id=item.publish_id, response=event_pb2.PublishResponse(receivers=1)
-                )
-                for item in request.several.item
-            ]
-            await conversation.write(results=event_pb2.PublishResults(result=results))
+            await succeed(conversation, request.several.item)
 
     events = ScriptedEvents(publish=[cut, serve])
     async with client_of(events_of(events)) as client, client.events.publisher() as publisher:

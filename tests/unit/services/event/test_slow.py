@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.events import MUCH, event_service, payloads
+from support.events import MUCH, Subscription, event_service, payloads
 from tidewire import errors
 from tidewire.v1 import common_pb2, event_pb2
 from tidewire.wire.batch import encode_payloads
@@ -230,6 +230,19 @@ def is_held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return bool(request.param)
 
 
+async def lost_of(messages: int, live: Subscription, credit: int = 0) -> int:
+    """Read until so many came or were lost, granting so many ahead, and say how many were lost."""
+    got = lost = 0
+    while got + lost < messages:
+        response = await live.next()
+        lost += response.lost.messages
+        if response.WhichOneof("kind") == "delivery":
+            got += response.delivery.batch.count
+            if credit:
+                await live.grant(got + lost + credit)
+    return lost
+
+
 async def test_a_burst_of_commits_waits_for_a_live_reader(tmp_path: Path, is_held: bool) -> None:
     """
     Far more than a subscriber's bound is on its way through the store, and one that reads gets
@@ -253,12 +266,7 @@ async def test_a_burst_of_commits_waits_for_a_live_reader(tmp_path: Path, is_hel
             async with asyncio.timeout(10.0):
                 while not events.core.counters.values.get("events_lost", 0):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-        got = lost = 0
-        while got + lost < 3000:
-            response = await live.next()
-            lost += response.lost.messages
-            if response.WhichOneof("kind") == "delivery":
-                got += response.delivery.batch.count
+        lost = await lost_of(3000, live)
         await publishing
 
         assert is_held == (lost == 0)
@@ -280,13 +288,7 @@ async def test_publishers_wait_before_they_hand_over(tmp_path: Path, is_held: bo
         ]
         if not is_held:
             await asyncio.gather(*publishing)  # or the reader might keep up
-        got = lost = 0
-        while got + lost < 1000:
-            response = await live.next()
-            lost += response.lost.messages
-            if response.WhichOneof("kind") == "delivery":
-                got += response.delivery.batch.count
-                await live.grant(got + lost + 10)
+        lost = await lost_of(1000, live, credit=10)
         await asyncio.gather(*publishing)
 
         assert is_held == (lost == 0)
