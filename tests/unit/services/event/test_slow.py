@@ -252,7 +252,8 @@ async def test_a_burst_of_commits_waits_for_a_live_reader(tmp_path: Path, is_hel
     batch = encode_payloads("s.a", [b"x" * 1000] * 10)
     async with event_service(tmp_path, limits=limits) as events:
         await events.create_stream("S", "s.>")
-        live = await events.live("s.>")
+        # Without credit nothing is on its way to the control: no disk is too slow for it to lose.
+        live = await events.live("s.>", credit=MUCH if is_held else None)
         publisher = await events.publisher(quiet=True)
 
         async def publish() -> None:
@@ -266,6 +267,7 @@ async def test_a_burst_of_commits_waits_for_a_live_reader(tmp_path: Path, is_hel
             async with asyncio.timeout(10.0):
                 while not events.core.counters.values.get("events_lost", 0):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
+            await live.grant(1 << 40)
         lost = await lost_of(3000, live)
         await publishing
 
